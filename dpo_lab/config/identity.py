@@ -1,0 +1,68 @@
+"""A run's id: the hash of all that decides its result, so that the same command finds its own folder again."""
+
+import hashlib
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpo_lab.config.paths import expand
+from dpo_lab.config.schema import Config
+from dpo_lab.config.target import source_file
+from dpo_lab.runtime.files import fingerprint
+
+# Where results go, how they are shown and where they are computed: none of it changes them.
+_OUTSIDE = {
+    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra"),
+    "trainer": ("accelerator", "microbatch_tokens", "checkpoint_every"),
+}
+
+
+def run_id(tree: dict[str, Any]) -> str:
+    """12 hexadecimal digits from a resolved config; input paths count by the content they name."""
+    tree = _normal(tree)
+    memo = expand(tree["cache_dir"]) / "fingerprints"
+    kept: dict[str, Any] = {k: v for k, v in tree.items() if k not in _OUTSIDE[""]}
+    for group, keys in _OUTSIDE.items():
+        if group in kept:
+            kept[group] = {k: v for k, v in kept[group].items() if k not in keys}
+    model, data = kept["model"], kept["data"]
+    if model["path"] is not None:  # the folder is the model: what it is called does not matter
+        kept["model"] = {**model, "path": _content(model["path"], memo), "name": None, "wheel": None}
+    kept["data"] = {**data, "eval_path": _content(data["eval_path"], memo)}
+    if data["path"] is not None:
+        kept["data"] |= {"path": _content(data["path"], memo), "hub": None}
+    if kept["init_from"] is not None:
+        kept["init_from"] = _content(str(expand(kept["init_from"]) / "final"), memo)
+    kept["code"] = {group: _own_code(kept[group].get("_target_"), memo) for group in ("loss", "optim")}
+    text = json.dumps(kept, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _normal(tree: dict[str, Any]) -> dict[str, Any]:
+    """Equal settings written differently (1 and 1.0, 32 and "32") become the same."""
+    try:
+        return Config.model_validate(tree).model_dump(by_alias=True)
+    except ValidationError:
+        return tree  # nothing will run: the door reports what is wrong
+
+
+def _content(path: str | None, memo: Path) -> str | None:
+    if path is None:
+        return None
+    try:
+        return fingerprint(expand(path), memo)
+    except OSError:
+        return f"absent: {path}"
+
+
+def _own_code(target: str | None, memo: Path) -> str | None:
+    """The fingerprint of the source of a user's own loss or optimizer; None for this package and installed ones."""
+    if target is None or target.partition(".")[0] == "dpo_lab":
+        return None
+    source = source_file(target)
+    if source is None or any(source.is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "stdlib")):
+        return None
+    return _content(str(source), memo)

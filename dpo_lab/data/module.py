@@ -1,0 +1,73 @@
+"""The training pairs as optimizer steps."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dpo_lab.data.collate import microbatches
+from dpo_lab.data.types import Example
+from dpo_lab.preference.layout import Layout
+from dpo_lab.runtime.files import digest
+
+
+def epoch_order(n: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of n pairs in an epoch: a pure function of the data's seed and the epoch."""
+    generator = torch.Generator().manual_seed(int(digest(f"order {seed} {epoch}"), 16) % 2**63)
+    return torch.randperm(n, generator=generator).tolist()
+
+
+def step_pairs(step: int, n: int, *, batch_size: int, seed: int) -> list[int]:
+    """The pairs of a step, counted from 0. A step may span epochs, so no pair is left out but the run's remainder."""
+    first, orders, rows = step * batch_size, {}, []
+    for position in range(first, first + batch_size):
+        epoch, place = divmod(position, n)
+        if epoch not in orders:
+            orders[epoch] = epoch_order(n, seed=seed, epoch=epoch)
+        rows.append(orders[epoch][place])
+    return rows
+
+
+def count_steps(n: int, *, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run over n pairs; `max_steps` overrides `epochs`."""
+    return max_steps if max_steps is not None else int(n * epochs / batch_size + 1e-9)
+
+
+class Steps(Dataset[list[Layout]]):
+    """One item is one optimizer step, as a list of micro-batches."""
+
+    def __init__(self, examples: list[Example], *, start: int, end: int, batch_size: int, seed: int, tokens: int) -> None:
+        self.examples, self.start, self.end = examples, start, end
+        self.batch_size, self.seed, self.tokens = batch_size, seed, tokens
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __getitem__(self, i: int) -> list[Layout]:
+        if i >= len(self):
+            raise IndexError(i)
+        rows = step_pairs(self.start + i, len(self.examples), batch_size=self.batch_size, seed=self.seed)
+        return microbatches([self.examples[r] for r in rows], rows, tokens=self.tokens)
+
+
+class PreferenceData(lightning.LightningDataModule):
+    """Serves the steps from `start` to `end`: resuming is skipping."""
+
+    def __init__(self, steps: Steps, *, workers: int) -> None:
+        super().__init__()
+        self.steps, self.workers = steps, workers
+
+    def train_dataloader(self) -> Any:
+        """Steps in order."""
+        return DataLoader(
+            self.steps,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            collate_fn=_as_is,
+        )
+
+
+def _as_is(step: list[Layout]) -> list[Layout]:
+    return step

@@ -1,0 +1,164 @@
+"""How messages become text and token ids: one template for training, samples and chat, saved with the result."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dpo_lab.data.types import Message
+from dpo_lab.runtime.errors import DataError, ModelError
+
+JINJA = Path(__file__).parent / "jinja"
+PROBE = "\u2042text\u2042"  # stands for a text when a template is asked what it puts around one
+
+
+class Refusal(DataError):
+    """A chat template does not take a conversation, for `reason`."""
+
+    def __init__(self, reason: str, roles: str) -> None:
+        super().__init__(f"The chat template refuses a conversation of {roles}: {reason}. Try another template=.")
+        self.reason = reason
+
+
+class Template:
+    """A tokenizer with the chat template of the run.
+
+    Names of special tokens within messages and answers are text: data cannot end a turn or begin one. Only at the
+    very end of an answer they are taken for the end of turn, which stands there once.
+
+    Attributes:
+        tokenizer: its `chat_template` is the one in use, so that saving it saves the template.
+        end_of_turn: token ids that close an answer.
+    """
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self.tokenizer, self.name = tokenizer, name
+        if name != "auto":
+            tokenizer.chat_template = (JINJA / f"{name}.jinja").read_text(encoding="utf-8")
+            self._check_known(name)
+        elif not tokenizer.chat_template:
+            raise ModelError(
+                "The tokenizer has no chat template. Choose the one that the model was trained with: template=chatml "
+                "or template=qwen (both need the tokens <|im_start|> and <|im_end|>)."
+            )
+        added = tokenizer.added_tokens_decoder
+        special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+        self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or r"(?!)")
+        self._ends = {i for i, token in added.items() if token.content.strip()} | set(tokenizer.all_special_ids)
+        self._learn()
+
+    def render(self, messages: Iterable[Message], *, answer: str | None = None) -> str:
+        """The prompt as text, up to where the answer begins; with `answer`, the whole conversation.
+
+        Raises:
+            Refusal: the template does not take these messages.
+        """
+        turns: list[Any] = [dict(m) for m in messages]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as e:
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise Refusal(reason.rstrip("."), ", ".join(m["role"] for m in turns)) from e
+
+    def encode(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
+        """Token ids of texts in which the names of special tokens are these tokens (`special`) or mere text."""
+        if not texts:
+            return []
+        ids = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=not special, verbose=False)
+        return ids["input_ids"]
+
+    def prompt_ids(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids of prompts, up to where the answer begins: what inference starts from.
+
+        Raises:
+            Refusal: the template does not take one of them.
+        """
+        plain = [i for i, messages in enumerate(prompts) if not any(self.holds_special(m["content"]) for m in messages)]
+        ids = dict(zip(plain, self.encode([self.render(prompts[i]) for i in plain]), strict=True))
+        return [ids[i] if i in ids else self._guarded_ids(messages) for i, messages in enumerate(prompts)]
+
+    def answer_ids(self, answers: list[str]) -> list[list[int]]:
+        """Token ids of answers with their end of turn, as they stand after a prompt.
+
+        A tokenizer may treat the beginning of a text in its own way, so the end of the prompt is put before it and
+        taken away again. Where the two would melt into one token the answer is tokenised apart: the prompt must
+        stay what inference sees.
+        """
+        texts = [self._rest + self._bare(answer) for answer in answers]
+        skip = self.encode([self._tail], special=False)[0]
+        bodies = self.encode([self._tail + text for text in texts], special=False)
+        for i, body in enumerate(bodies):
+            melted = body[: len(skip)] != skip
+            bodies[i] = self.encode([texts[i]], special=False)[0] if melted else body[len(skip) :]
+        return [self._fixed + body + self.end_of_turn for body in bodies]
+
+    def holds_special(self, text: str) -> bool:
+        """Whether a text names one of the tokenizer's special tokens."""
+        return self._special.search(text) is not None
+
+    def _guarded_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Names of special tokens stand aside while the template writes its own."""
+        found: list[str] = []
+
+        def aside(match: re.Match[str]) -> str:
+            found.append(match.group())
+            return f"\ue000{len(found) - 1}\ue001"
+
+        guarded = [Message(role=m["role"], content=self._special.sub(aside, m["content"])) for m in messages]
+        ids: list[int] = []
+        for i, piece in enumerate(re.split("\ue000([0-9]+)\ue001", self.render(guarded))):
+            own = i % 2 == 0 or int(piece) >= len(found)
+            ids += self.encode([piece if own else found[int(piece)]], special=own)[0]
+        return ids
+
+    def _bare(self, answer: str) -> str:
+        """The answer as the template writes it, without an end of turn that it may bring along."""
+        while end := next((e for e in self._closers if answer.rstrip().endswith(e)), None):
+            answer = answer.rstrip().removesuffix(end)
+        return answer.strip() if self._strips else answer
+
+    def _learn(self) -> None:
+        """What the template puts before and after an answer."""
+        question = [Message(role="user", content=PROBE)]
+        try:
+            prompt, whole = self.render(question), self.render(question, answer=f"\t{PROBE}\t")
+        except Refusal as e:
+            raise ModelError(f"The chat template cannot write a question and an answer: {e.reason}.") from e
+        if PROBE not in prompt or whole.count(PROBE) < 2:
+            raise ModelError("The chat template leaves out questions or answers. Choose another template=.")
+        self._strips = f"\t{PROBE}\t" not in whole
+        whole = self.render(question, answer=PROBE)
+        start = whole.rindex(PROBE)
+        header = prompt[prompt.rindex(PROBE) + len(PROBE) :]
+        lead = whole[len(prompt) : start] if whole.startswith(prompt) else ""
+        self._fixed = self.encode([lead[: self._after_special(lead)]])[0]
+        self._rest = lead[self._after_special(lead) :]  # before each answer, tokenised with it: Mistral's space
+        self._tail = "" if self._fixed else header[self._after_special(header) :]
+        self.end_of_turn = self._end_of_turn(whole[start + len(PROBE) :])
+        last = self.tokenizer.convert_ids_to_tokens(self.end_of_turn[-1])
+        self._closers = [end for end in {last, self.tokenizer.eos_token} if end]
+
+    def _after_special(self, text: str) -> int:
+        return max((match.end() for match in self._special.finditer(text)), default=0)
+
+    def _end_of_turn(self, text: str) -> list[int]:
+        """The tokens after an answer up to the first special one; the eos token if there is none."""
+        ids = self.encode([text])[0]
+        for position, token in enumerate(ids):
+            if token in self._ends:
+                return ids[: position + 1]
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("Neither the chat template nor the tokenizer has a token that ends an answer.")
+        return [self.tokenizer.eos_token_id]
+
+    def _check_known(self, name: str) -> None:
+        known = self.tokenizer.get_vocab()
+        for token in ("<|im_start|>", "<|im_end|>"):
+            if token not in known or self.encode([token])[0] != [known[token]]:
+                raise ModelError(
+                    f"template={name} needs the token {token}, which this tokenizer does not have. Use template=auto."
+                )

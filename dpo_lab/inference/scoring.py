@@ -1,0 +1,93 @@
+"""Held-out pairs under policy and reference: log-probs, loss, exact KL."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpo_lab.preference.forward import Forward
+from dpo_lab.preference.layout import Layout
+from dpo_lab.preference.metrics import pair_records, preference_metrics
+from dpo_lab.preference.objective import Objective, PairLogps
+from dpo_lab.preference.reference import Reference
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers of one evaluation."""
+
+    metrics: dict[str, float]  # without prefix
+    records: list[dict[str, Any]]  # one a pair, in the order of the data
+
+
+class Scorer:
+    """Scores held-out pairs, always in the same micro-batches."""
+
+    def __init__(
+        self,
+        layouts: list[Layout],
+        *,
+        kl_layouts: list[Layout],
+        forward: Forward,
+        reference: Reference,
+        objective: Objective,
+        device: torch.device,
+    ) -> None:
+        """Hold what is scored.
+
+        Args:
+            layouts: micro-batches without KL.
+            kl_layouts: micro-batches with the exact KL to the reference, where that is in memory.
+            forward: how log-probs are computed.
+            reference: the start policy's log-probs.
+            objective: the loss.
+            device: where the policy is.
+        """
+        self.layouts, self.kl_layouts, self.forward = layouts, kl_layouts, forward
+        self.reference, self.objective, self.device = reference, objective, device
+
+    def __len__(self) -> int:
+        return sum(len(layout) for layout in [*self.kl_layouts, *self.layouts])
+
+    @torch.no_grad()
+    def start(self, on_batch: Callable[[int], None]) -> Scores:
+        """The scores of the start policy, which is the reference: no forward pass of the policy."""
+        parts = []
+        for layout in [*self.kl_layouts, *self.layouts]:
+            moved = layout.to(self.device)
+            ref = self.reference.logps(moved)
+            parts.append(PairLogps.of(moved, ref, ref))
+            on_batch(len(layout))
+        return self._scores(parts, [torch.zeros(1)] if self.kl_layouts and self.reference.model else [])
+
+    @torch.no_grad()
+    def score(self, policy: nn.Module, on_batch: Callable[[int], None]) -> Scores:
+        """The scores of the policy as it is, in eval mode; its mode is put back."""
+        was_training = policy.training
+        policy.eval()
+        try:
+            parts, kls = [], []
+            for number, layout in enumerate([*self.kl_layouts, *self.layouts]):
+                moved = layout.to(self.device)
+                per_token, hidden = self.forward.logps_and_hidden(policy, moved)
+                parts.append(PairLogps.of(moved, per_token, self.reference.logps(moved)))
+                if number < len(self.kl_layouts) and self.reference.model is not None:
+                    with self.reference.model() as ref_model:
+                        _, ref_hidden = self.forward.logps_and_hidden(ref_model, moved)
+                        kls.append(self.forward.kl(policy, hidden, ref_model, ref_hidden))
+                on_batch(len(layout))
+        finally:
+            policy.train(was_training)
+        return self._scores(parts, kls)
+
+    def _scores(self, parts: list[PairLogps], kls: list[Tensor]) -> Scores:
+        pairs = PairLogps.join(parts)
+        losses = self.objective(pairs)
+        metrics = {k: v.item() for k, v in preference_metrics(pairs, losses, beta=self.objective.beta).items()}
+        if kls:
+            metrics["kl"] = torch.cat(kls).mean().item()
+        index = [i for layout in [*self.kl_layouts, *self.layouts] for i in layout.index]
+        records = [{"index": i} | record for i, record in zip(index, pair_records(pairs, losses), strict=True)]
+        return Scores(metrics, sorted(records, key=lambda r: r["index"]))

@@ -1,0 +1,81 @@
+"""A folder -> tokenizer and base model, with dtype, attention and quantisation as asked."""
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from dpo_lab.config.schema import Model, Quant
+from dpo_lab.models.locate import Located
+from dpo_lab.models.precision import Precision
+from dpo_lab.models.quantize import quantization_config
+from dpo_lab.models.quiet import quiet_loading
+from dpo_lab.preference.logps import head_of
+from dpo_lab.runtime.errors import ModelError
+
+
+def load_tokenizer(located: Located, model: Model) -> Any:
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(located.path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ModelError(f"The tokenizer in {located.path} could not be read: {_reason(e)}.") from e
+
+
+def load_model(located: Located, model: Model, quant: Quant, precision: Precision, device: torch.device) -> Any:
+    """The causal language model in eval mode on `device`, nothing of it trainable yet."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                located.path,
+                dtype=precision.weights,
+                attn_implementation=attention(model, precision, device),
+                quantization_config=quantization_config(quant, precision),
+                device_map={"": device} if quant.bits or device.type != "cpu" else None,
+                trust_remote_code=model.trust_remote_code,
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        raise ModelError(f"The model in {located.path} could not be loaded: {_reason(e)}") from e
+    loaded.requires_grad_(False).eval()
+    loaded.config.use_cache = False
+    if model.gradient_checkpointing:
+        loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    _check_head(loaded, precision)
+    return loaded
+
+
+def attention(model: Model, precision: Precision, device: torch.device) -> str | None:
+    """The implementation to ask transformers for; None leaves the choice to it (SDPA where the model has it)."""
+    if model.attn != "auto":
+        return model.attn
+    half = precision.name in ("bf16", "fp16")
+    has_flash = device.type == "cuda" and half and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if has_flash else None
+
+
+@torch.no_grad()
+def _check_head(model: Any, precision: Precision) -> None:
+    """The lab applies the LM head itself, to completion tokens only: it must give the model's own logits."""
+    if not hasattr(model, "get_decoder") or model.get_output_embeddings() is None:
+        raise ModelError(f"{type(model).__name__} has no decoder and LM head that can be run apart.")
+    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    with torch.autocast(model.device.type, dtype=precision.autocast, enabled=precision.autocast is not None):
+        own = model(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    ours = head_of(model).logits(hidden).float()
+    error = (own - ours).abs().max() / own.abs().max().clamp_min(1e-6)
+    if not error < 5e-2:
+        raise ModelError(
+            f"{type(model).__name__} scales its logits in a way that is not known here (relative difference "
+            f"{error:.1e}), so log-probs would be wrong. Please report the model."
+        )
+
+
+def _reason(e: BaseException) -> str:
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return (lines[0] if lines else type(e).__name__)[:300].rstrip(".")

@@ -1,0 +1,82 @@
+"""What a run leaves behind: a plain PEFT or Hugging Face folder that loads without this project."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpo_lab.models.quiet import quiet_loading
+from dpo_lab.runtime.files import atomic_produce, atomic_write
+
+
+def save_final(model: Any, tokenizer: Any, folder: Path, *, base: str, card: str) -> None:
+    """Write adapter or weights, tokenizer, chat template and model card, as one step.
+
+    Args:
+        model: a PEFT model, or a transformers model after full fine-tuning.
+        tokenizer: its chat template is the run's.
+        folder: the result; replaced if it exists.
+        base: what the adapter's configuration names as its base: a hub name or a local folder.
+        card: text of README.md.
+    """
+
+    def write(target: Path) -> None:
+        with quiet_loading():
+            if hasattr(model, "peft_config"):
+                model.peft_config["default"].base_model_name_or_path = base
+                model.save_pretrained(target, selected_adapters=["default"], safe_serialization=True)
+            else:
+                model.save_pretrained(target, safe_serialization=True)
+            tokenizer.save_pretrained(target)
+        atomic_write(target / "README.md", card)
+
+    atomic_produce(folder, write)
+
+
+def model_card(facts: Mapping[str, Any], results: Mapping[str, float], *, adapter: bool, base: str) -> str:
+    """README.md of a result, with the facts a reader needs to trust and repeat it."""
+    kind = "LoRA adapter" if adapter else "model"
+    head = ["---", f"base_model: {base}"]
+    head += ["library_name: peft"] if adapter else ["library_name: transformers"]
+    head += ["tags: [preference-tuning, dpo_lab]", "---"]
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(results.items()) if name.startswith("val/"))
+    loss, optim = facts["loss"], facts["optim"]
+    use = (
+        f'base = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(base, "FOLDER")'
+        if adapter
+        else 'model = AutoModelForCausalLM.from_pretrained("FOLDER")'
+    )
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    imports += "\nfrom peft import PeftModel" if adapter else ""
+    body = f"""
+# {facts["name"]}, preference-tuned
+
+A {kind} trained with dpo_lab on preference pairs.
+
+| what | value |
+|---|---|
+| base | {facts["model"]["name"]} {facts["model"]["note"]} |
+| weights identity | {facts["model"]["identity"]} |
+| loss | {loss} |
+| optimizer | {optim} |
+| pairs | {facts["data"]["train"]["kept"]} trained on, {facts["data"]["heldout"]["kept"]} held out |
+| data fingerprint | {facts["data"]["fingerprint"]} |
+| reference | {facts["reference"]["what"]} ({facts["reference"]["mode"]}) |
+| chat template | {facts["template"]} (saved with the tokenizer) |
+| precision | {facts["precision"]}, quantisation {facts["quant"]} |
+| trainable parameters | {facts["trainable_parameters"]:,} of {facts["parameters"]:,} |
+| steps | {facts["steps"]} |
+| run | {facts["run_id"]} |
+
+Held-out results:
+
+| metric | value |
+|---|---|
+{rows}
+
+```python
+{imports}
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+{use}
+```
+"""
+    return "\n".join(head) + "\n" + body

@@ -1,0 +1,61 @@
+"""From a layout of pairs to per-token log-probs of their answers.
+
+Two ways are foreseen and held together by tests: `padded` (any architecture, the yardstick) and, later, `shared`.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpo_lab.preference.layout import Layout
+from dpo_lab.preference.logps import head_of, token_kl, token_logps
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The transformers model inside, adapters included where there are any."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def padded_hidden(model: nn.Module, layout: Layout) -> Tensor:
+    """Hidden states (N, H) that predict each completion token, from rows of prompt + answer (2B, L)."""
+    rows, predictors = layout.padded()
+    hidden = causal_lm(model).get_decoder()(input_ids=rows, use_cache=False).last_hidden_state  # (2B, L, H)
+    return hidden.flatten(0, 1)[predictors]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How log-probs are computed, the same for policy and reference.
+
+    Attributes:
+        compute: dtype of the matrix products under autocast; None computes in the weights' own.
+    """
+
+    compute: torch.dtype | None = None
+
+    def logps(self, model: nn.Module, layout: Layout) -> Tensor:
+        """Per-token log-probs (N,) of the completions."""
+        with self.precision(layout):
+            hidden = padded_hidden(model, layout)
+        return token_logps(hidden, layout.targets, head_of(causal_lm(model)))
+
+    @torch.no_grad()
+    def logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Per-token log-probs (N,) and the hidden states (N, H) they come from, without gradients."""
+        with self.precision(layout):
+            hidden = padded_hidden(model, layout)
+        return token_logps(hidden, layout.targets, head_of(causal_lm(model))), hidden
+
+    @torch.no_grad()
+    def kl(self, model: nn.Module, hidden: Tensor, ref_model: nn.Module, ref_hidden: Tensor) -> Tensor:
+        """Exact KL(policy || reference) in nats at each completion position, (N,)."""
+        return token_kl(hidden, head_of(causal_lm(model)), ref_hidden, head_of(causal_lm(ref_model)))
+
+    def precision(self, layout: Layout) -> AbstractContextManager[None]:
+        """Autocast on the layout's device, where the run asks for it."""
+        if self.compute is None:
+            return nullcontext()
+        return torch.autocast(layout.ids.device.type, dtype=self.compute)  # type: ignore[return-value]

@@ -1,0 +1,180 @@
+"""Files that other processes may read at any moment: atomic writes, locks, content fingerprints."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpo_lab.runtime.errors import OutputError
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace `path` as one step: a reader sees the old content or the new, a kill leaves one of them."""
+    data = content.encode() if isinstance(content, str) else content
+    atomic_produce(path, lambda temporary: _write_synced(temporary, data))
+
+
+def atomic_produce(path: Path, produce: Callable[[Path], None]) -> None:
+    """Let `produce` write a temporary sibling of `path` (a file or a folder), then put it in place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        produce(temporary)
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
+        os.replace(temporary, path)
+    except OSError as e:
+        remove(temporary)
+        raise write_error(path, e) from e
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole row of a JSON-lines file; a last line torn by a kill is left out."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_error(path: Path, e: OSError) -> OutputError:
+    """The user's message for a failed write to `path`."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = next(p for p in (path, *path.parents) if p.exists())
+        free = shutil.disk_usage(folder).free / 2**20
+        return OutputError(
+            f"The disk is full: {path} could not be written ({free:.0f} MiB free). Free some space and run the "
+            "same command again: it goes on from the last checkpoint."
+        )
+    return OutputError(f"Cannot write {path}: {e.strerror or e}. Choose another folder with output_dir=FOLDER.")
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold an exclusive lock on `path` while the block runs; the system drops it if the process dies.
+
+    Yields True if the lock is held. With `wait=False` a lock held elsewhere yields False at once; with
+    `wait=True` the block starts when it is free, after `on_wait` was called once.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the block
+    except OSError as e:
+        raise write_error(path, e) from e
+    try:
+        held = _try_lock(handle.fileno())
+        if not held and wait:
+            if on_wait:
+                on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            held = True
+        if held:
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
+        yield held
+    finally:
+        handle.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock on `path`."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return not _try_lock(handle.fileno())
+    except OSError:
+        return False
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def digest(*parts: str | bytes) -> str:
+    """A 16-digit hash of its parts, each delimited by its length."""
+    h = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        h.update(len(data).to_bytes(8, "big"))
+        h.update(data)
+    return h.hexdigest()
+
+
+def fingerprint(path: Path, memo: Path | None = None) -> str:
+    """A hash of the content of a file, or of all the files of a folder with their relative names.
+
+    Hashing gigabytes of weights takes seconds, so `memo` (a folder) remembers the hash of a file by its
+    inode, size and modification time.
+    """
+    if path.is_dir():
+        files = sorted(
+            p for p in path.rglob("*") if p.is_file() and not any(x.startswith(".") for x in p.relative_to(path).parts)
+        )
+        return digest(*(part for p in files for part in (p.relative_to(path).as_posix(), fingerprint(p, memo))))
+    stat = path.stat()
+    note = None
+    if memo is not None and stat.st_size > 2**20:
+        note = memo / digest(str(path.resolve()), f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}")
+        try:
+            if len(known := note.read_text(encoding="ascii")) == 16:
+                return known
+        except OSError:
+            pass
+    with open(path, "rb") as handle:
+        value = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    if note is not None:
+        try:
+            atomic_write(note, value)
+        except OutputError:
+            pass  # an unwritable cache only costs the time to hash again
+    return value
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())

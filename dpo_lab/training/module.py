@@ -1,0 +1,145 @@
+"""The LightningModule: policy and reference, one optimizer step a batch."""
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from dpo_lab.config.schema import Optim
+from dpo_lab.preference.forward import Forward
+from dpo_lab.preference.layout import Layout
+from dpo_lab.preference.metrics import preference_metrics
+from dpo_lab.preference.objective import Objective, PairLogps
+from dpo_lab.preference.reference import Reference
+from dpo_lab.runtime.build import build
+from dpo_lab.runtime.errors import Guarded
+from dpo_lab.runtime.files import digest
+
+
+class PreferenceModule(lightning.LightningModule):
+    """Trains the policy on whole steps, cut into micro-batches that change nothing but memory.
+
+    Attributes:
+        step: optimizer steps done, resumed ones included.
+        last: metrics of the last step, without prefix.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        forward: Forward,
+        objective: Objective,
+        optim: Optim,
+        *,
+        total_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.reference, self.forward_pass, self.objective, self.optim = reference, forward, objective, optim
+        self.total_steps, self.seed = total_steps, seed
+        self.step = 0
+        self.last: dict[str, float] = {}
+        self._grad_norm = torch.tensor(math.nan)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what is trainable, and its schedule by steps."""
+        from transformers import get_scheduler
+
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = build(
+            self.optim.target, params=parameters, lr=self.optim.lr, weight_decay=self.optim.weight_decay,
+            **(self.optim.model_extra or {}),
+        )  # fmt: skip
+        name = "constant_with_warmup" if self.optim.schedule == "constant" else self.optim.schedule
+        warmup = math.ceil(self.optim.warmup_ratio * self.total_steps)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: list[Layout], batch_idx: int) -> None:
+        """One optimizer step over the pairs of `batch`, given as micro-batches."""
+        # Dropout is a function of seed and step, so that neither evaluations nor a restart shift it.
+        torch.manual_seed(int(digest(f"dropout {self.seed} {self.step}"), 16) % 2**63)
+        self.policy.train()
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        pairs, losses = self._accumulate(batch)
+        mean = losses.mean()
+        if not torch.isfinite(mean):
+            raise Guarded(_not_finite(self.step + 1, mean.item(), pairs))
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        if self.step == 0 and self._grad_norm.item() == 0.0:
+            raise Guarded(
+                "The gradient of the first step is zero, so nothing would be learned: the loss does not depend on what "
+                "is trained. Check lora.target_modules and the loss's hyper-parameters."
+            )
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        self.step += 1
+        metrics = preference_metrics(pairs, losses, beta=self.objective.beta)
+        metrics |= {"grad_norm": self._grad_norm, "lr": torch.tensor(lr)}
+        self.last = {name: value.item() for name, value in metrics.items()}
+
+    def _accumulate(self, batch: list[Layout]) -> tuple[PairLogps, Tensor]:
+        """Back-propagate the mean loss of the step's pairs, micro-batch by micro-batch."""
+        total = sum(len(layout) for layout in batch)
+        parts, losses = [], []
+        for layout in batch:
+            per_token = self.forward_pass.logps(self.policy, layout)
+            pairs = PairLogps.of(layout, per_token, self.reference.logps(layout).to(per_token.dtype))
+            loss = self.objective(pairs)
+            self.manual_backward(loss.sum() / total)
+            parts.append(pairs)
+            losses.append(loss.detach())
+        return PairLogps.join(parts), torch.cat(losses)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Measure and clip the gradient, after fp16 unscaling."""
+        limit = self.optim.grad_clip if self.optim.grad_clip is not None else math.inf
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the module. The random state is a function of the seed and `step`."""
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "trained": {n: p.detach().cpu() for n, p in self.policy.named_parameters() if p.requires_grad},
+            "optimizer": optimizer.optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "scaler": self.trainer.precision_plugin.state_dict(),
+        }
+
+    def restore_trained(self, state: dict[str, Any]) -> None:
+        """Put back what was trained, and the position."""
+        parameters = dict(self.policy.named_parameters())
+        with torch.no_grad():
+            for name, value in state["trained"].items():
+                parameters[name].copy_(value)
+        self.step = state["step"]
+
+    def restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Put back optimizer, schedule and fp16 scale, once the trainer has made them."""
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        optimizer.optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.trainer.precision_plugin.load_state_dict(state["scaler"])
+
+
+def _not_finite(step: int, value: float, pairs: PairLogps) -> str:
+    worst = {
+        name: tensor.tolist()
+        for name, tensor in (("policy log-probs", pairs.chosen_logps), ("reference log-probs", pairs.ref_chosen_logps))
+        if not torch.isfinite(tensor).all()
+    }
+    where = f" ({', '.join(worst)} are not finite)" if worst else ""
+    return f"The loss of step {step} is {value}{where}. Lower optim.lr, raise loss.beta, or check the data."
