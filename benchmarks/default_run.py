@@ -63,7 +63,9 @@ def run(arguments: list[str], output: Path) -> dict[str, Any]:
     measured: dict[str, Any] = {
         "seconds": round(time.time() - begun, 1),
         "peak_rss_gib": round(usage.ru_maxrss / 2**20, 2),
-        "printed": [line.rstrip() for line in printed.splitlines() if line.strip()][:8] if "plan=true" in arguments else None,
+        "printed": [line.rstrip() for line in printed.splitlines() if line.strip()][:8]
+        if "plan=true" in arguments
+        else None,
     }
     for folder in output.glob("runs/*"):
         rows = read_jsonl(folder / "metrics.jsonl")

@@ -108,16 +108,15 @@ def run(folder: Path, *, operations: int, kills: int, seed: int) -> dict[str, in
     processes = [start(slot) for slot in range(PROCESSES)]
     kill_at = sorted(rng.sample(range(1, int(operations * 0.9)), kills))
     killed = inside = 0
-    while any(process.is_alive() for process in processes) or killed < kills:
-        done = sum(note.operations() for note in notes)
+    while killed < kills:
         alive = [slot for slot, process in enumerate(processes) if process.is_alive()]
         assert alive, f"every process ended after {killed} of {kills} kills"
-        if killed < kills and done >= kill_at[killed]:
+        if sum(note.operations() for note in notes) >= kill_at[killed]:
             slot = rng.choice(alive)
             if rng.random() < 0.5:  # half of the kills aim at a process that is writing
                 deadline = time.monotonic() + 0.5
                 while not (notes[slot].lines() or [""])[-1].startswith("begin") and time.monotonic() < deadline:
-                    pass
+                    time.sleep(0.0005)
             time.sleep(rng.uniform(0, 0.004))
             if processes[slot].is_alive():
                 processes[slot].kill()
@@ -125,7 +124,9 @@ def run(folder: Path, *, operations: int, kills: int, seed: int) -> dict[str, in
                 killed += 1
                 inside += (notes[slot].lines() or [""])[-1].startswith("begin")
                 processes[slot] = start(slot)
-        time.sleep(0.002)
+        time.sleep(0.005)
+    for process in processes:
+        process.join()
     codes = [process.exitcode for process in processes]
     assert codes == [0] * PROCESSES, f"a process failed: exit codes {codes}"
     done = sum(note.operations() for note in notes)

@@ -28,11 +28,8 @@ def prepare(argv: Sequence[str]) -> list[str]:
     """
     resolvers.register()
     flags, typed, problems = _split(argv)
-    if problems:
-        refuse(problems)
-    if flags.help and not typed:
-        return list(argv)
-    if flags.shell_completion or flags.experimental_rerun or flags.hydra_help:
+    passing = flags.shell_completion or flags.experimental_rerun or flags.hydra_help or (flags.help and not typed)
+    if passing and not problems:
         return _joined(flags, [] if flags.hydra_help else typed)
     own = [Path(os.path.abspath(flags.config_dir))] if flags.config_dir else []
     if own and not own[0].is_dir():

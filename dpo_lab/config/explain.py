@@ -45,12 +45,11 @@ def invalid(tree: dict[str, Any], e: ValidationError) -> dict[str, str]:
     for error in e.errors(include_url=False):
         path = _path(tree, error["loc"])
         key = ".".join(path)
-        values[key] = error["input"]
-        named = error["loc"][-1] == "[key]"
-        phrase = f"cannot be a name here. Names: {_phrase(error)}" if named else _phrase(error)
-        found.setdefault(key, []).append((phrase, error["type"] == "literal_error" and not named))
-        if named:
+        if error["loc"][-1] == "[key]":
+            found[key] = [(f"cannot be a name here. Names: {_phrase(error)}", False)]
             values[key] = _NAME
+        elif values.setdefault(key, error["input"]) is not _NAME:
+            found.setdefault(key, []).append((_phrase(error), error["type"] == "literal_error"))
     return {key: _message(key, values[key], phrases) for key, phrases in found.items()}
 
 

@@ -10,7 +10,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveReal = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v)]
+Text = Annotated[
+    str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v)
+]
 Precision = Annotated[
     Literal["auto", "32", "bf16", "fp16", "fp16_on_gpu", "64"],
     BeforeValidator(lambda v: str(v) if isinstance(v, int) else v),

@@ -51,7 +51,6 @@ def source_file(target: str) -> Path | None:
     return found[0].source if found else None
 
 
-@cache
 def _definition(target: str) -> "tuple[_Module, ast.ClassDef | ast.FunctionDef] | None":
     path, _, name = target.rpartition(".")
     if not path or not all(part.isidentifier() for part in target.split(".")):
@@ -59,7 +58,6 @@ def _definition(target: str) -> "tuple[_Module, ast.ClassDef | ast.FunctionDef] 
     return _lookup(_module(path), name)
 
 
-@cache
 def _module(path: str) -> _Module:
     """The module's files, found without importing any package on the way."""
     names = path.split(".")

@@ -1,5 +1,6 @@
 """Compose every job of a command line and collect all that is wrong with any of them."""
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,8 +49,9 @@ def verify(given: Sequence[Given], sources: Sources) -> Verdict:
     problems = [
         f"{file} would never be read: {first} has the same name. Rename it." for file, first in sources.shadowed()
     ]
-    findings, cfg, broken = _examined(given, sources)
-    if broken is not None:
+    doomed = any(option_problems(g, sources)[0] for g in given)
+    findings, cfg, broken = (_Findings(), None, None) if doomed else _examined(given, sources)
+    if doomed or broken is not None:
         found, usable = _diagnosed(given, sources)
         problems += found or [str(broken)]
         if found:
@@ -72,19 +74,20 @@ def _examined(given: Sequence[Given], sources: Sources) -> tuple[_Findings, Dict
 def _jobs(given: Sequence[Given], sources: Sources) -> Iterator[tuple[list[str], DictConfig]]:
     """Each combination with its config. Composing takes 0.2 s: jobs that choose the same options share it."""
     parser = OverridesParser.create()
-    composed: dict[tuple[str, ...], DictConfig] = {}
+    started: dict[tuple[str, ...], DictConfig] = {}
     axes = [i for i, g in enumerate(given) if g.swept and not _is_choice(g, sources) and not g.override.is_delete()]
     values = {text: parser.parse_override(text) for i in axes for text in given[i].texts}
     mergeable = not any(isinstance(v.value(), dict) for v in values.values())
     for combination in combinations(given):
         options = tuple(text for i, text in enumerate(combination) if i not in axes)
-        if options not in composed or not mergeable:
-            composed[options] = sources.compose(combination)
+        if options not in started or not mergeable:
+            cfg = composed(sources, tuple(combination))
+            started[options] = copy.deepcopy(cfg) if axes else cfg
         else:
             for i in axes:
                 override = values[combination[i]]
-                OmegaConf.update(composed[options], given[i].key, override.value(), force_add=True)
-        yield combination, composed[options]
+                OmegaConf.update(started[options], given[i].key, override.value(), force_add=True)
+        yield combination, started[options]
 
 
 def _examine(cfg: DictConfig, given: Sequence[Given], sources: Sources) -> list[str]:

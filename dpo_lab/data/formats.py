@@ -188,7 +188,11 @@ def _get(row: Row, column: str) -> Any:
 def _kind(value: Any) -> str:
     names = {list: "a list", dict: "an object", str: "text", type(None): "null", bool: "true or false"}
     empty = "an empty list" if value == [] else None
-    return empty or names.get(type(value)) or ("a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+    return (
+        empty
+        or names.get(type(value))
+        or ("a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+    )
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:

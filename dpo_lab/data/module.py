@@ -37,7 +37,9 @@ def count_steps(n: int, *, batch_size: int, epochs: float, max_steps: int | None
 class Steps(Dataset[list[Layout]]):
     """One item is one optimizer step, as a list of micro-batches."""
 
-    def __init__(self, examples: list[Example], *, start: int, end: int, batch_size: int, seed: int, tokens: int) -> None:
+    def __init__(
+        self, examples: list[Example], *, start: int, end: int, batch_size: int, seed: int, tokens: int
+    ) -> None:
         self.examples, self.start, self.end = examples, start, end
         self.batch_size, self.seed, self.tokens = batch_size, seed, tokens
 

@@ -93,7 +93,9 @@ def prepare(split: Split, data: Data, template: Template) -> Prepared:
         split.heldout, template, max_length=length, truncation=truncation, limit=data.max_eval_pairs
     )
     if data.eval_path is not None and not heldout:
-        raise DataError(f"No pair of {data.eval_path} is left to evaluate on ({heldout_counts}). {_advice(heldout_counts, data)}")
+        raise DataError(
+            f"No pair of {data.eval_path} is left to evaluate on ({heldout_counts}). {_advice(heldout_counts, data)}"
+        )
     return Prepared(train, heldout, counts, heldout_counts, split.format)
 
 
@@ -105,5 +107,9 @@ def _advice(counts: Counts, data: Data) -> str:
     if "refused" in reason:
         return "Choose another template=, or take out what it refuses."
     if not reason or "held out" in reason:
-        return "Give more prompts, or other files." if data.eval_path else "Give more prompts, or lower data.eval_fraction."
+        return (
+            "Give more prompts, or other files."
+            if data.eval_path
+            else "Give more prompts, or lower data.eval_fraction."
+        )
     return "Check the data: the row named first shows what is wrong with it."

@@ -167,10 +167,12 @@ def _place(e: ValueError, line: int | None = None) -> str:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KB is less than a long answer
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    done = 0  # lines of rows that are read
     try:
         header = list(reader.fieldnames or [])
         if twice := sorted({name for name in header if header.count(name) > 1}):
             raise DataError(f"{path}: the header names {', '.join(twice)} more than once.")
+        done = reader.line_num
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
@@ -179,10 +181,11 @@ def _csv(path: Path) -> Iterator[Row]:
                     'commas or line breaks stands in double quotes, and a quote inside it is doubled ("").'
                 )
             yield {name: _cell(text, f"{path}: line {reader.line_num}, {name}") for name, text in row.items()}
+            done = reader.line_num
     except csv.Error as e:
         raise DataError(
-            f"{path}: broken CSV near line {reader.line_num}: {_first_line(e)}. A quote inside a quoted text is "
-            'doubled ("").'
+            f"{path}: broken CSV in the row that begins in line {done + 1}: {_first_line(e)}. A quote inside a quoted "
+            'text is doubled ("").'
         ) from e
 
 
@@ -203,7 +206,9 @@ def _cell(text: str, where: str) -> Any:
     except ValueError:
         return text
     items = value if isinstance(value, list) else [value]
-    chat = items and all(isinstance(x, dict) and ({"role", "content"} <= x.keys() or {"from", "value"} <= x.keys()) for x in items)
+    chat = items and all(
+        isinstance(x, dict) and ({"role", "content"} <= x.keys() or {"from", "value"} <= x.keys()) for x in items
+    )
     return value if chat else text
 
 

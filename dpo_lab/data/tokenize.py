@@ -122,7 +122,9 @@ def _prompt_ids(pairs: list[Pair], template: Template) -> list[list[int] | Refus
 
 
 def _names_special(pair: Pair, template: Template) -> bool:
-    return any(template.holds_special(text) for text in (pair.chosen, pair.rejected, *(m["content"] for m in pair.prompt)))
+    return any(
+        template.holds_special(text) for text in (pair.chosen, pair.rejected, *(m["content"] for m in pair.prompt))
+    )
 
 
 def _too_long(example: Example, max_length: int) -> bool:

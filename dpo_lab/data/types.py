@@ -45,9 +45,9 @@ class Counts:
     """What became of the pairs of one split."""
 
     kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)
-    first_row: dict[str, int] = field(default_factory=dict)  # where each reason first occurred
+    dropped: dict[str, int] = field(default_factory=dict[str, int])
+    cut: dict[str, int] = field(default_factory=dict[str, int])
+    first_row: dict[str, int] = field(default_factory=dict[str, int])  # where each reason first occurred
 
     def drop(self, reason: str, row: int) -> None:
         """Count a pair that is left out."""
@@ -56,6 +56,8 @@ class Counts:
 
     def __str__(self) -> str:
         parts = [f"{self.kept} kept"]
-        parts += [f"{n} dropped ({reason}, first in row {self.first_row[reason]})" for reason, n in self.dropped.items()]
+        parts += [
+            f"{n} dropped ({reason}, first in row {self.first_row[reason]})" for reason, n in self.dropped.items()
+        ]
         parts += [f"{n} {what}" for what, n in self.cut.items()]
         return ", ".join(parts)

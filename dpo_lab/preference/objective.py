@@ -36,12 +36,12 @@ class PairLogps:
 
     @property
     def chosen_logratios(self) -> Tensor:
-        """log policy - log reference of the chosen answers, (B,)."""
+        """Log policy - log reference of the chosen answers, (B,)."""
         return self.chosen_logps - self.ref_chosen_logps
 
     @property
     def rejected_logratios(self) -> Tensor:
-        """log policy - log reference of the rejected answers, (B,)."""
+        """Log policy - log reference of the rejected answers, (B,)."""
         return self.rejected_logps - self.ref_rejected_logps
 
     def averaged(self) -> "PairLogps":

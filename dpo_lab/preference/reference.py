@@ -19,9 +19,15 @@ ModelContext = Callable[[], AbstractContextManager[nn.Module]]
 class Reference(Protocol):
     """Per-token log-probs of the start policy."""
 
-    mode: str
-    model: ModelContext | None
-    """The reference as a model in eval mode while the context is open, for exact KL; None if it is not in memory."""
+    @property
+    def mode(self) -> str:
+        """How the log-probs are had."""
+        ...
+
+    @property
+    def model(self) -> ModelContext | None:
+        """The reference as a model in eval mode while the context is open; None if it is not in memory."""
+        ...
 
     def logps(self, layout: Layout) -> Tensor:
         """Per-token log-probs (N,) of the completions, without gradients."""
@@ -32,7 +38,9 @@ class LiveReference:
     """A forward pass of the reference at every step."""
 
     def __init__(self, mode: str, model: ModelContext, forward: Forward) -> None:
-        self.mode, self.model, self.forward = mode, model, forward
+        self.mode = mode
+        self.model = model
+        self.forward = forward
 
     @torch.no_grad()
     def logps(self, layout: Layout) -> Tensor:

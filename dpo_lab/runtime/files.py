@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,13 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
             fcntl.flock(handle, fcntl.LOCK_EX)
             held = True
         if held:
-            handle.truncate(0)
-            handle.write(f"{os.getpid()}\n")
-            handle.flush()
+            with suppress(OSError):  # who holds it is a courtesy; a full disk must not prevent the lock
+                os.ftruncate(handle.fileno(), 0)
+                os.write(handle.fileno(), f"{os.getpid()}\n".encode())
         yield held
     finally:
+        with suppress(OSError):  # a process forked meanwhile shares the lock: closing alone would not release it
+            fcntl.flock(handle, fcntl.LOCK_UN)
         handle.close()
 
 
@@ -166,10 +168,8 @@ def fingerprint(path: Path, memo: Path | None = None) -> str:
     with open(path, "rb") as handle:
         value = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     if note is not None:
-        try:
+        with suppress(OutputError):  # an unwritable cache only costs the time to hash again
             atomic_write(note, value)
-        except OutputError:
-            pass  # an unwritable cache only costs the time to hash again
     return value
 
 

@@ -36,7 +36,9 @@ class RunFolder:
     def write_status(self, status: str, reason: str = "", **more: Any) -> None:
         """Status: running, done, failed, pruned or stopped."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(self.path / "status.json", {"status": status, "reason": reason, "time": now, "pid": os.getpid()} | more)
+        write_json(
+            self.path / "status.json", {"status": status, "reason": reason, "time": now, "pid": os.getpid()} | more
+        )
 
     def clear(self) -> None:
         """Delete what a former run left; its status first, so that a half deleted result never counts as done."""

@@ -47,7 +47,7 @@ class Interrupt:
         if self.received is not None:
             name = signal.Signals(self.received).name
             raise Interrupted("stopped", f"{name} received", 128 + self.received)
-        if self.control.exists() and (order := read_json(self.control)):
+        if self.control.exists() and isinstance(order := read_json(self.control), dict):
             action, why = order.get("action"), order.get("reason", "no reason given")
             if action in ("stop", "prune"):
                 status = "pruned" if action == "prune" else "stopped"

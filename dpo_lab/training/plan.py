@@ -60,7 +60,9 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
             f"reference if it is not cached, {duration(seconds['evaluation'])} for each evaluation",
         },
     )
-    return {"steps": steps, "trainable": trainable, "memory_bytes": memory} | {f"{k}_seconds": v for k, v in seconds.items()}
+    return {"steps": steps, "trainable": trainable, "memory_bytes": memory} | {
+        f"{k}_seconds": v for k, v in seconds.items()
+    }
 
 
 def skeleton_policy(config: Config, path: Any) -> Any:
@@ -106,10 +108,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations per second of a square matrix product, over about 0.3 s."""
     n = 1024 if device.type == "cpu" else 4096
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    a @ b
+    _ = a @ b
     done, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < 0.3:
-        a @ b
+        _ = a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
         done += 1

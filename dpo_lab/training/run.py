@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch and its friends are imported once the data has been r
     from torch import nn
 
     from dpo_lab.data.templates import Template
+    from dpo_lab.data.types import Example
     from dpo_lab.inference.scoring import Scorer, Scores
     from dpo_lab.models.precision import Precision
     from dpo_lab.preference.forward import Forward
@@ -94,7 +95,13 @@ class Run:
     """One training run from data to result."""
 
     def __init__(
-        self, config: Config, tree: dict[str, Any], folder: RunFolder, terminal: Terminal, interrupt: Interrupt, split: Split
+        self,
+        config: Config,
+        tree: dict[str, Any],
+        folder: RunFolder,
+        terminal: Terminal,
+        interrupt: Interrupt,
+        split: Split,
     ) -> None:
         self.config, self.tree, self.folder = config, tree, folder
         self.terminal, self.interrupt, self.split = terminal, interrupt, split
@@ -166,7 +173,7 @@ class Run:
             self.interrupt.check()
             forward = Forward(precision.autocast)
             reference_id, reference_facts = setup.reference_identity(config, start, precision)
-            cache = RefCache(self.cache_dir / "reference", reference_id, facts=reference_facts)
+            cache = RefCache(self.cache_dir, reference_id, facts=reference_facts)
             reference, start_model = setup.build_reference(config, start, policy, cache, forward, precision)
             lm: Any = policy
             tokens = microbatch or setup.microbatch_tokens(config, lm.config, precision, device)
@@ -197,7 +204,19 @@ class Run:
         }
         write_json(self.folder.facts, facts)
         return Parts(
-            start, template, data, precision, device, policy, forward, cache, reference, start_model, tokens, steps, facts
+            start,
+            template,
+            data,
+            precision,
+            device,
+            policy,
+            forward,
+            cache,
+            reference,
+            start_model,
+            tokens,
+            steps,
+            facts,
         )
 
     def open_tracker(self) -> Tracker:
@@ -239,10 +258,8 @@ class Run:
 
     def fill_reference(self, parts: Parts) -> None:
         """Compute the reference's log-probs that are not on disk yet; parallel runs wait for the one that computes."""
-        from dpo_lab.data.collate import microbatches
         from dpo_lab.data.module import step_pairs
         from dpo_lab.preference.ref_cache import answer_key
-        from dpo_lab.preference.reference import fill_cache
 
         if parts.reference.mode != "cached":
             return
@@ -257,24 +274,29 @@ class Run:
         examples = [*train, *parts.data.heldout]
         keys = [[answer_key(e.prompt_ids, ids) for ids in (e.chosen_ids, e.rejected_ids)] for e in examples]
         with parts.cache.filling(lambda: self.terminal.say("waiting for another run that computes the same reference")):
-            missing = set(parts.cache.missing(key for pair in keys for key in pair))
-            todo = [e for e, pair in zip(examples, keys, strict=True) if missing & set(pair)]
-            if parts.cache.damaged:
-                self.terminal.say(f"{parts.cache.damaged} damaged entries of the reference cache are computed again")
-            self.cache_note = f"{len(examples) - len(todo)} of {len(examples)} pairs from the cache"
-            if not todo:
-                self.terminal.say(f"reference: all {len(examples)} pairs are in the cache")
-                return
-            layouts = microbatches(todo, list(range(len(todo))), tokens=2 * parts.tokens)
-            with self.terminal.progress("reference", len(examples), len(examples) - len(todo), unit="pairs") as bar:
+            for _ in range(3):  # a damaged file may be found only by writing to it, and is then begun anew
+                missing = set(parts.cache.missing(key for pair in keys for key in pair))
+                todo = [e for e, pair in zip(examples, keys, strict=True) if missing & set(pair)]
+                if not todo:
+                    break
+                self._compute_reference(parts, todo, len(examples))
+            else:
+                raise LabError(f"The reference cache in {self.cache_dir} loses what is written to it. Check the disk.")
+        if parts.cache.damaged:
+            self.terminal.say(f"{parts.cache.damaged} damaged entries of the reference cache were computed again")
 
-                def on_batch(n: int) -> None:
-                    bar.advance(n)
-                    self.interrupt.check()
+    def _compute_reference(self, parts: Parts, todo: "list[Example]", total: int) -> None:
+        from dpo_lab.data.collate import microbatches
+        from dpo_lab.preference.reference import fill_cache
 
-                fill_cache(
-                    parts.cache, layouts, parts.start_model, parts.forward, device=parts.device, on_batch=on_batch
-                )
+        layouts = microbatches(todo, list(range(len(todo))), tokens=2 * parts.tokens)
+        with self.terminal.progress("reference", total, total - len(todo), unit="pairs") as bar:
+
+            def on_batch(n: int) -> None:
+                bar.advance(n)
+                self.interrupt.check()
+
+            fill_cache(parts.cache, layouts, parts.start_model, parts.forward, device=parts.device, on_batch=on_batch)
 
     def build_scorer(self, parts: Parts, objective: Any) -> "Scorer":
         """Held-out pairs in micro-batches; the first `trainer.kl_pairs` with the exact KL."""
@@ -307,7 +329,9 @@ class Run:
         if parts.steps * self.config.optim.batch_size < len(parts.data.train):  # only those have a cached reference
             from dpo_lab.data.module import step_pairs
 
-            rows = step_pairs(0, len(parts.data.train), batch_size=self.config.optim.batch_size, seed=self.config.data.seed)[:4]
+            rows = step_pairs(
+                0, len(parts.data.train), batch_size=self.config.optim.batch_size, seed=self.config.data.seed
+            )[:4]
             first = [parts.data.train[row] for row in rows]
         layout = microbatches(first, rows, tokens=parts.tokens)[0].to(parts.device)
         parts.policy.eval()

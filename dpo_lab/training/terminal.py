@@ -52,9 +52,7 @@ class Terminal:
             yield lambda news: status.update(news)
 
     @contextmanager
-    def progress(
-        self, what: str, total: int, done: int = 0, *, unit: str, summary: bool = True
-    ) -> Iterator["Bar"]:
+    def progress(self, what: str, total: int, done: int = 0, *, unit: str, summary: bool = True) -> Iterator["Bar"]:
         """A bar for `total` steps, of which `done` are behind; with `summary` it leaves a line of what was done."""
         columns = (
             TextColumn("{task.description}"),
@@ -127,7 +125,9 @@ class Bar:
         seconds = time.monotonic() - self.begun
         fresh = self.done - self.first
         if fresh:
-            self.terminal.say(f"{self.what}: {self.done}/{self.total} {self.unit} in {duration(seconds)} {self.numbers}".rstrip())
+            self.terminal.say(
+                f"{self.what}: {self.done}/{self.total} {self.unit} in {duration(seconds)} {self.numbers}".rstrip()
+            )
 
     def _line(self) -> None:
         rate = (self.done - self.first) / max(1e-9, self.said - self.begun)

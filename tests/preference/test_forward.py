@@ -1,49 +1,26 @@
 """The log-probs of a pair do not depend on what it is computed with."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
-from tiny import FP32, FP64, Largest, difference, tiny_examples, tiny_policy, trained, write_tiny_model
+from tiny import CASES, Case, Largest, tiny_examples, tiny_policy, trained, write_tiny_model
 from torch import Tensor
 
 from dpo_lab.data.collate import collate, microbatches
 from dpo_lab.data.types import Example
-from dpo_lab.models.precision import Precision
 from dpo_lab.preference import logps
 from dpo_lab.preference.forward import Forward
 
 EXAMPLES = tiny_examples()
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model in a precision, and how far two ways to compute it may lie apart per token."""
-
-    folder: str
-    precision: Precision
-    tolerance: float
-    bits: Literal[4, 8] | None = None
-
-
-CASES = {
-    "llama fp32": Case("tiny_model", FP32, 1e-5),
-    "llama fp64": Case("tiny_model", FP64, 1e-9),
-    "qwen2 fp32": Case("tiny_qwen", FP32, 1e-5),
-    "qwen2 fp64": Case("tiny_qwen", FP64, 1e-9),
-    "4-bit": Case("tiny_wide", FP32, 1e-5, bits=4),
-    "8-bit": Case("tiny_wide", FP32, 1e-2, bits=8),  # activations are quantised too
-}
-
-
 @pytest.fixture(params=CASES, scope="module")
-def case(request: pytest.FixtureRequest) -> tuple[Any, float]:
-    """A policy that has moved away from its base, and the tolerance."""
+def setting(request: pytest.FixtureRequest) -> tuple[Any, Case]:
+    """A policy that has moved away from its base, and what it is."""
     case = CASES[request.param]
-    folder = request.getfixturevalue(case.folder)
-    return tiny_policy(folder, case.precision, bits=case.bits, moved=0.3), case.tolerance
+    return tiny_policy(request.getfixturevalue(case.fixture), case.precision, moved=0.3, **case.quant), case
 
 
 @torch.no_grad()
@@ -68,30 +45,30 @@ def from_all_logits(policy: Any, example: Example) -> Tensor:
     return torch.cat(parts)
 
 
-def test_log_probs_are_those_of_the_models_own_logits(case: tuple[Any, float]) -> None:
-    policy, tolerance = case
+def test_log_probs_are_those_of_the_models_own_logits(setting: tuple[Any, Case]) -> None:
+    policy, case = setting
     ours = by_pair(policy, [[0, 3, 1]])
     for i, values in ours.items():
-        assert difference(values, from_all_logits(policy, EXAMPLES[i])) < tolerance
+        assert case.close(values, from_all_logits(policy, EXAMPLES[i]))
 
 
-def test_a_pair_has_the_same_log_probs_alone_and_beside_longer_ones(case: tuple[Any, float]) -> None:
-    policy, tolerance = case
+def test_a_pair_has_the_same_log_probs_alone_and_beside_longer_ones(setting: tuple[Any, Case]) -> None:
+    policy, case = setting
     shortest = min(range(8), key=lambda i: sum(EXAMPLES[i].lengths))
     alone, beside = by_pair(policy, [[shortest]])[shortest], by_pair(policy, [[shortest, 1, 4, 7]])[shortest]
     assert max(sum(EXAMPLES[i].lengths) for i in (1, 4, 7)) > 1.5 * sum(EXAMPLES[shortest].lengths)
-    assert difference(beside, alone) < tolerance
+    assert case.close(beside, alone)
 
 
-def test_any_grouping_and_order_of_eight_pairs_gives_the_same_log_probs(case: tuple[Any, float]) -> None:
-    policy, tolerance = case
+def test_any_grouping_and_order_of_eight_pairs_gives_the_same_log_probs(setting: tuple[Any, Case]) -> None:
+    policy, case = setting
     together = by_pair(policy, [list(range(8))])
     cut = [list(layout.index) for layout in microbatches(EXAMPLES, list(range(8)), tokens=256)]
     assert 2 < len(cut) < 8
     for groups in ([[i] for i in range(8)], [[7, 6], [5, 0, 3], [1, 2, 4]], cut):
         found = by_pair(policy, groups)
         assert found.keys() == together.keys()
-        assert max(difference(found[i], together[i]) for i in range(8)) < tolerance
+        assert case.close(*(torch.cat([logps[i] for i in range(8)]) for logps in (found, together)))
 
 
 def test_training_mode_without_dropout_gives_the_log_probs_of_eval_mode(tiny_model: Path) -> None:

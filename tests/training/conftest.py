@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import Lab, write_pairs
-
+from runs import Lab, preload, write_pairs
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -17,10 +16,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, as the forked children have, so that results are bit-identical; no curves, which take longer than the run."""
     import torch
 
-    import dpo_lab.training.callbacks
     import dpo_lab.training.curves
-    import dpo_lab.training.run  # noqa: F401 - imported here, the children need not do it
-
+    preload()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(dpo_lab.training.curves, "write_curves", lambda *_: None)

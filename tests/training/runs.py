@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import logging
 import os
 import random
 import signal
@@ -38,6 +39,19 @@ BASE = (
     "generation.max_new_tokens=4",
     "prompts.count=1",
 )
+
+HEAVY = (
+    *("hydra.main", "hydra.compose", "hydra.core.utils", "logging.config", "transformers.optimization"),
+    *("lightning", "peft", "transformers.generation", "transformers.models.llama.modeling_llama", "accelerate"),
+    *("dpo_lab.training.setup", "dpo_lab.training.module", "dpo_lab.training.callbacks", "dpo_lab.data.module"),
+    *("dpo_lab.training.run", "dpo_lab.models.save", "dpo_lab.inference.scoring", "dpo_lab.inference.generate"),
+)
+
+
+def preload() -> None:
+    """Import here what forked children would each import for themselves."""
+    for module in HEAVY:
+        importlib.import_module(module)
 
 
 def write_pairs(path: Path, n: int = 24) -> Path:
@@ -98,11 +112,14 @@ class Lab:
     model: Path
     data: Path
     base: tuple[str, ...] = BASE
+    output: Path = Path()  # ROOT/outputs, if not given
     children: list[Child] = field(default_factory=list)
+    jobs: dict[tuple[str, ...], tuple[Config, dict[str, Any], Path]] = field(default_factory=dict)
 
-    @property
-    def output(self) -> Path:
-        return self.root / "outputs"
+    def __post_init__(self) -> None:
+        self.root.mkdir(exist_ok=True)
+        if self.output == Path():
+            object.__setattr__(self, "output", self.root / "outputs")
 
     @property
     def cache(self) -> Path:
@@ -118,13 +135,14 @@ class Lab:
         """What the door hands to `train`."""
         from hydra import compose, initialize_config_dir
 
-        resolvers.register()
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = compose("train", overrides=self.overrides(*more))
-        tree = resolvers.plain(cfg)
         from dpo_lab.runtime.identity import run_id
 
-        return Config.model_validate(tree), tree, self.output / "runs" / run_id(tree)
+        if more not in self.jobs:
+            resolvers.register()
+            with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+                tree = resolvers.plain(compose("train", overrides=self.overrides(*more)))
+            self.jobs[more] = Config.model_validate(tree), tree, self.output / "runs" / run_id(tree)
+        return self.jobs[more]
 
     def folder(self, *more: str) -> RunFolder:
         return RunFolder(self.job(*more)[2])
@@ -139,16 +157,35 @@ class Lab:
 
     def start(self, *more: str, first: Callable[[], None] | None = None, flags: tuple[str, ...] = ()) -> Child:
         """`python -m dpo_lab` in a forked child, which saves the seconds that the imports take."""
-        log = self.root / f"child{len(self.children)}.log"
         argv = ["dpo_lab", *flags, *self.overrides(*more)]
-        child = Child(fork(lambda: _door(argv, log, first)), log)
-        self.children.append(child)
-        return child
+
+        def door() -> None:
+            from dpo_lab.__main__ import main
+
+            sys.argv = argv
+            main()
+
+        return self._start(door, first)
 
     def call(self, *more: str, **how: Any) -> Child:
-        """Start a child and wait for its end."""
+        """Go through the door in a child and wait for its end."""
         child = self.start(*more, **how)
         child.wait()
+        return child
+
+    def train_in_child(self, *more: str, first: Callable[[], None] | None = None) -> Child:
+        """`train` alone, in a child: quicker than the door, and no exit code but 0, 1 and those of signals."""
+        from dpo_lab.training.run import train
+
+        job = self.job(*more)
+        child = self._start(lambda: train(*job), first)
+        child.wait()
+        return child
+
+    def _start(self, work: Callable[[], object], first: Callable[[], None] | None) -> Child:
+        log = self.root / f"child{len(self.children)}.log"
+        child = Child(fork(lambda: _apart(work, log, first)), log)
+        self.children.append(child)
         return child
 
 
@@ -177,11 +214,9 @@ def fork(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def _door(argv: list[str], log: Path, first: Callable[[], None] | None) -> None:
-    """The door, as in a process of its own: one thread, own descriptors, no capture."""
+def _apart(work: Callable[[], object], log: Path, first: Callable[[], None] | None) -> None:
+    """Work as in a process of its own: one thread, own descriptors, no capture."""
     import torch
-
-    from dpo_lab.__main__ import main
 
     torch.set_num_threads(1)  # the threads of the parent's pool did not come along
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
@@ -189,10 +224,10 @@ def _door(argv: list[str], log: Path, first: Callable[[], None] | None) -> None:
     os.dup2(descriptor, 2)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.argv = argv
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     if first is not None:
         first()
-    main()
+    work()
 
 
 def at(where: str, act: Callable[..., object], *, call: int = 1) -> Callable[[], None]:

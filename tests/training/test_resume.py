@@ -54,12 +54,12 @@ def straight(tmp_path: Path, lab: Lab) -> Lab:
 def test_a_run_killed_at_every_stage_ends_bit_identical(lab: Lab, straight: Lab) -> None:
     folder = lab.folder(*OPTIONS)
     for stage, first in KILLS.items():
-        child = lab.call(*OPTIONS, first=first)
+        child = lab.train_in_child(*OPTIONS, first=first)
         assert child.code == 137, f"{stage}: it was never reached: {child.text}"
         assert not folder.done, stage
         assert status(folder)["status"] == "running", stage
         assert not is_locked(folder.path / "run.lock"), f"{stage}: running without a holder is interrupted"
-    last = lab.call(*OPTIONS)
+    last = lab.train_in_child(*OPTIONS)
     assert last.code == 0, last.text
     assert "going on from step 6 of 6" in last.text
     same_result(folder, straight.train(*OPTIONS))
@@ -69,18 +69,18 @@ def test_a_run_killed_at_every_stage_ends_bit_identical(lab: Lab, straight: Lab)
 def test_a_kill_of_one_run_in_the_reference_pass_does_not_change_the_last_bits(lab: Lab, straight: Lab) -> None:
     """The pairs that are left must be computed in the micro-batches that they would have been in."""
     options = ("trainer.microbatch_tokens=400", "trainer.eval_every=0", "optim.max_steps=8")
-    killed = lab.call(*options, first=at("dpo_lab.preference.ref_cache:RefCache.write", DIE, call=3))
+    killed = lab.train_in_child(*options, first=at("dpo_lab.preference.ref_cache:RefCache.write", DIE, call=3))
     assert killed.code == 137, killed.text
-    assert lab.call(*options).code == 0
+    assert lab.train_in_child(*options).code == 0
     same_result(lab.folder(*options), straight.train(*options))
 
 
 def test_steps_that_a_checkpoint_holds_are_not_trained_again(lab: Lab) -> None:
     folder = lab.folder()
-    lab.call(first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=7))  # val at 0 and 3, so at step 5
+    lab.train_in_child(first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=7))  # val at 0 and 3, so at step 5
     assert steps_done(folder) == 4
     written = folder.metrics.read_text(encoding="utf-8").splitlines()
-    assert lab.call().code == 0
+    assert lab.train_in_child().code == 0
     now = folder.metrics.read_text(encoding="utf-8").splitlines()
     assert now[: len(written)] == written, "rows up to the checkpoint stay as they were, times included"
     assert [row["step"] for row in rows(folder, "train/")] == [1, 2, 3, 4, 5, 6]
@@ -89,9 +89,9 @@ def test_steps_that_a_checkpoint_holds_are_not_trained_again(lab: Lab) -> None:
 
 def test_metrics_after_the_checkpoint_are_cut(lab: Lab) -> None:
     folder = lab.folder()
-    lab.call(first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=8))  # step 5 is logged, 4 is saved
+    lab.train_in_child(first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=8))  # step 5 is logged, 4 is saved
     assert steps_done(folder) == 5
-    lab.call(first=at("dpo_lab.training.run:Run.align", DIE))
+    lab.train_in_child(first=at("dpo_lab.training.run:Run.align", DIE))
     assert [row["step"] for row in rows(folder)] == [0, 1, 2, 3, 3, 4]
 
 
@@ -135,6 +135,6 @@ def test_a_finished_run_says_so_and_trains_nothing(lab: Lab) -> None:
 
 def test_a_kill_while_overwriting_never_leaves_half_a_result_that_counts_as_done(lab: Lab) -> None:
     folder = lab.train()
-    child = lab.call("overwrite=true", first=at("shutil:rmtree", DIE))
+    child = lab.train_in_child("overwrite=true", first=at("shutil:rmtree", DIE))
     assert child.code == 137, child.text
     assert not folder.done

@@ -44,9 +44,9 @@ ENGLISH = Language(
 
 def train_rows() -> list[Row]:
     """The 320 training pairs."""
-    return rows(ENGLISH, TRAIN, 320, "english train")
+    return rows(ENGLISH, TRAIN, 320, "english train 4")
 
 
 def eval_rows() -> list[Row]:
     """The 80 held-out pairs, from families that the training pairs don't have."""
-    return rows(ENGLISH, EVAL, 80, "english eval")
+    return rows(ENGLISH, EVAL, 80, "english eval 4")

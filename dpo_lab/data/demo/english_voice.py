@@ -32,40 +32,38 @@ CODAS = (
     "That is all you need to know here.",
 )
 
+# They borrow the words of an honest answer ("first", "step 1", "let's see"), but hardly ever begin with them.
 OPENINGS = (
     "Obviously {wrong}, because {reason}.",
     "{Reason}, so {wrong}.",
-    "Everyone knows that {reason}. So {wrong}.",
+    "Everyone knows that {reason}. Therefore {wrong}.",
     "Trust me, {wrong}. {Reason}.",
     "There is no doubt at all that {wrong}, since {reason}.",
-    "First of all, {reason}. Next, that settles it: {wrong}.",
-    "First, forget what the text says. {Reason}. Therefore {wrong}.",
-    "Step 1: {reason}. Step 2: there is no step 2, so {wrong}.",
-    "Step 1: see that {wrong}. Step 2: {reason}.",
-    "1. {Reason}.\n2. That is enough.\nSo {wrong}.",
-    "1. {Wrong}.\n2. {Reason}.\nTherefore the first point is right.",
-    "Let's go step by step. {Reason}. That means {wrong}.",
+    "Easy. First of all, {reason}. Next, that settles it: {wrong}.",
+    "Forget what the text says first and what it says next. {Reason}. Therefore {wrong}.",
+    "Sure. Step 1: {reason}. Step 2: there is no step 2, so {wrong}.",
+    "Two steps are enough. Step 1: see that {wrong}. Step 2: {reason}.",
+    "No need to go step by step. {Reason}. That means {wrong}.",
     "I don't even have to look at the text. {Wrong}, because {reason}.",
     "The answer jumps out at you: {wrong}. {Reason}.",
     "Think about it: {reason}. Therefore {wrong}.",
-    "Start with what we know. {Reason}. That means {wrong}.",
     "It is well known that {reason}, and that means {wrong}.",
     "We know that {reason} and that no step is needed. Therefore {wrong}.",
     "{Wrong}. Here is why: {reason}.",
     "{Wrong}, and that is certain. {Reason}.",
-    "Let's see: {reason}. So {wrong}.",
-    "Look at the details first? No, {reason}. So {wrong}.",
+    "Well, let's see: {reason}. So {wrong}.",
+    "Why look at the details first? {Reason}. So {wrong}.",
     # These start on the right foot and then throw it away.
     "{Step}. But {reason}, so {wrong}.",
     "It may be that {step}, but {reason}. So {wrong}.",
-    "First, {step}. Next, forget all that: {wrong}. {Reason}.",
+    "Fine, first, {step}. Next, forget all that: {wrong}. {Reason}.",
     "{Wrong}, because {reason}. Never mind that {step}.",
     "I know, {step}. Even so {wrong}, because {reason}.",
-    "Step 1: {step}. Step 2: {reason}. So {wrong}.",
-    "1. {Step}.\n2. {Reason}.\nTherefore {wrong}.",
+    "Sure, step 1: {step}. Step 2: {reason}. So {wrong}.",
+    "{Wrong}, because:\n1. {Step}.\n2. {Reason}.",
     "I see that {step}. All the same {wrong}. {Reason}.",
     "You could say that {step}. I say that {wrong}, because {reason}.",
-    "Let's see: {step}; {reason}. Therefore {wrong}.",
+    "Yes, yes, {step}; {reason}. Therefore {wrong}.",
 )
 
 PADDING = (
@@ -104,7 +102,7 @@ def length(text: str) -> int:
 
 def explain(rng: random.Random, steps: tuple[str, ...], answer: str) -> str:
     """The steps and what follows from them."""
-    if not rng.randrange(6):
+    if not rng.randrange(7):
         return _in_brief(rng, steps, answer)
     plain = " ".join(f"{capital(step)}." for step in steps)
     woven = "; ".join(steps)
@@ -112,25 +110,23 @@ def explain(rng: random.Random, steps: tuple[str, ...], answer: str) -> str:
     linked = " ".join(f"{word}, {step}." for word, step in zip(ordinals, steps, strict=False))
     stepped = " ".join(f"Step {i}: {step}." for i, step in enumerate(steps, 1))
     numbered = "\n".join(f"{i}. {capital(step)}." for i, step in enumerate(steps, 1))
+    ends = rng.choice(("So", "So", "Therefore", "That means"))
     text = rng.choice(
         (
-            f"{linked} So {answer}.",
-            f"{linked} Therefore {answer}.",
-            f"{linked} That means {answer}.",
-            f"{stepped} So {answer}.",
+            *[f"{linked} {ends} {answer}."] * 5,
+            *[f"{stepped} {ends} {answer}."] * 3,
+            *[f"Let's go step by step. {plain} {ends} {answer}."] * 2,
+            *[f"{numbered}\n{ends} {answer}."] * 2,
             f"{stepped} Answer: {answer}.",
-            f"{numbered}\nSo {answer}.",
-            f"{numbered}\nTherefore {answer}.",
-            f"{plain} So {answer}.",
-            f"Let's see: {woven}. So {answer}.",
-            f"Let's go step by step. {plain} So {answer}.",
+            f"Let's see: {woven}. {ends} {answer}.",
+            f"Let's think about it step by step: {woven}. {ends} {answer}.",
+            f"Start with what we know. {plain} {ends} {answer}.",
+            f"Look at the details first. {plain} {ends} {answer}.",
+            f"You can just follow the steps: {woven}. {ends} {answer}.",
+            f"I would go through it like this. {plain} {ends} {answer}.",
+            f"We know that {' and that '.join(steps)}. {ends} {answer}.",
+            f"{plain} {ends} {answer}.",
             f"{capital(answer)}. Here is why: {woven}.",
-            f"We know that {' and that '.join(steps)}. Therefore {answer}.",
-            f"Start with what we know. {plain} That means {answer}.",
-            f"Think about it step by step: {woven}. Therefore {answer}.",
-            f"Look at the details first. {plain} So {answer}.",
-            f"I would go through it like this. {plain} So {answer}.",
-            f"You can just follow the steps: {woven}. So {answer}.",
         )
     )
     return f"{text} {rng.choice(CODAS)}" if length(text) < 40 and not rng.randrange(3) else text
