@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -
 .PHONY: demo test lint format install dev clean
 
 demo: $(CORE)
-	$(BIN)/python -m dpo_lab experiment=demo
+	$(BIN)/python -m dpo_lab experiment=demo overwrite=true
 
 test: $(DEV)
 	$(BIN)/python -m pytest -q

@@ -100,6 +100,11 @@ def data(config: Config) -> Iterable[str]:
     d, o = config.data, config.optim
     if d.path is None and d.hub is None:
         yield "No data: give data=file data.path=FILE, or data=hub data.hub.name=OWNER/NAME."
+    if d.path and d.eval_path and not d.path.startswith("pkg://") and d.eval_path.startswith("pkg://"):
+        yield (
+            f"data.path={d.path} would be evaluated on the demo's pairs ({d.eval_path}). Use data=file data.path=FILE, "
+            "or give data.eval_path=FILE too."
+        )
     for key, path in (("data.path", d.path), ("data.eval_path", d.eval_path)):
         if path:
             yield from inputs.data_file(key, path)

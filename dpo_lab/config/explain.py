@@ -15,6 +15,7 @@ from dpo_lab.config.names import did_you_mean, listed
 from dpo_lab.config.schema import Config, flatten
 
 UNKNOWN = "is not a key"
+NO_NAME = "cannot be a name here"
 _NAME = object()  # in the place of a value: the key itself is wrong
 _PHRASES = {
     "greater_than": "must be greater than {gt}",
@@ -46,7 +47,7 @@ def invalid(tree: dict[str, Any], e: ValidationError) -> dict[str, str]:
         path = _path(tree, error["loc"])
         key = ".".join(path)
         if error["loc"][-1] == "[key]":
-            found[key] = [(f"cannot be a name here. Names: {_phrase(error)}", False)]
+            found[key] = [(f"{NO_NAME}. Names: {_phrase(error)}", False)]
             values[key] = _NAME
         elif values.setdefault(key, error["input"]) is not _NAME:
             found.setdefault(key, []).append((_phrase(error), error["type"] == "literal_error"))

@@ -21,44 +21,48 @@ Train = Callable[[Config, dict[str, Any], Path], dict[str, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; exit code 0 is success."""
+    """How a job ended: done, failed, stopped or pruned, with the exit code that a single run would have."""
 
     run: str
     overrides: tuple[str, ...]
-    exit_code: int
+    status: str
+    exit_code: int = 0
     reason: str = ""
 
 
 class Jobs:
-    """Runs the jobs that Hydra hands over, one after the other, in this process."""
+    """Runs the jobs that Hydra hands over, and remembers how they ended."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
 
     def run(self, cfg: DictConfig, train: Callable[[], Train]) -> None:
-        """Train one configuration. An error ends this job alone; an interruption ends the command.
+        """Train one configuration. An error ends this job alone; a signal ends the command.
 
         `train` returns the function that trains; importing it is part of the job.
         """
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         sweep = hydra.mode == RunMode.MULTIRUN
-        reason, code = "", 0
+        status, code, reason = "done", 0, ""
         try:
             tree = plain(cfg)
             train()(Config.model_validate(tree), tree, folder)
         except (Interrupted, KeyboardInterrupt) as e:
-            code = e.exit_code if isinstance(e, Interrupted) else 130
-            reason = str(e) or "interrupted"
-            sys.stderr.write(f"Stopped: {reason}\n")
+            interrupted = e if isinstance(e, Interrupted) else Interrupted("stopped", "interrupted", 130)
+            status, code, reason = interrupted.status, interrupted.exit_code, str(interrupted)
+            sys.stderr.write(f"{status.capitalize()}: {reason}\n")
         except LabError as e:
-            code = 2 if isinstance(e, ConfigError | DataError) else 1
-            reason = str(e)
+            status, code, reason = "failed", 2 if isinstance(e, ConfigError | DataError) else 1, str(e)
             sys.stderr.write(f"{f'{folder.name}: ' if sweep else ''}Error: {e}\n")
-        except Exception as e:  # noqa: BLE001 - the other jobs of a sweep go on
-            code, reason = 1, f"{type(e).__name__}: {e}".removesuffix(": ")
+            if sweep and not _here(hydra.launcher):
+                raise
+        except Exception as e:
+            status, code, reason = "failed", 1, f"{type(e).__name__}: {e}".removesuffix(": ")
+            if sweep and not _here(hydra.launcher):
+                raise
             traceback.print_exc()
-        self.outcomes.append(Outcome(folder.name, tuple(hydra.overrides.task), code, reason))
+        self.outcomes.append(Outcome(folder.name, tuple(hydra.overrides.task), status, code, reason))
         if code >= 128:
             raise SystemExit(code)
         gc.collect()  # a failed job's tensors, before the next one loads its model
@@ -79,7 +83,12 @@ class Jobs:
         for o in self.outcomes:
             own = " ".join(text for text in o.overrides if text not in shared)
             reason = o.reason.splitlines()[0] if o.reason else ""
-            word = "stopped" if o.exit_code >= 128 else "failed"
-            result = f"[red]{word}[/red]: {escape(reason)}" if o.exit_code else "[green]done[/green]"
+            color = {"done": "green", "failed": "red"}.get(o.status, "yellow")
+            result = f"[{color}]{o.status}[/{color}]{f': {escape(reason)}' if reason else ''}"
             table.add_row(o.run, escape(own), result)
         Console(stderr=True).print(table)
+
+
+def _here(launcher: DictConfig) -> bool:
+    """Whether jobs run in this process; from another one only an exception tells that a job failed."""
+    return str(launcher.get("_target_", "")).endswith(".BasicLauncher")

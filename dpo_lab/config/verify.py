@@ -18,6 +18,8 @@ from dpo_lab.config.schema import Config
 from dpo_lab.config.sources import Sources, Uncomposable, composed, shortened
 from dpo_lab.config.sweeps import combinations, swept_part
 
+_ABSENT = object()
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -130,10 +132,10 @@ def _repaired(tree: dict[str, Any], bad: dict[str, str], bases: Sequence[DictCon
             node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             return None
-        wrong = node.pop(last, None)
-        values = [_value(base, key) for base in bases]
-        if not text.endswith(explain.UNKNOWN) and (usable := [v for v in values if v not in (wrong, None)]):
-            node[last] = usable[0]
+        wrong = node.pop(last, _ABSENT)
+        if not (text.endswith(explain.UNKNOWN) or explain.NO_NAME in text):
+            values = [_value(base, key) for base in bases]
+            node[last] = next((v for v in values if v is not _ABSENT and v != wrong), "?")
     try:
         return Config.model_validate(tree)
     except ValidationError:
@@ -141,8 +143,11 @@ def _repaired(tree: dict[str, Any], bad: dict[str, str], bases: Sequence[DictCon
 
 
 def _value(base: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(base, key, default=None, throw_on_resolution_failure=False)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    parent, _, last = key.rpartition(".")
+    node: Any = OmegaConf.select(base, parent, default=None) if parent else base
+    if not OmegaConf.is_dict(node) or last not in node:
+        return _ABSENT
+    return OmegaConf.to_container(node[last], resolve=True) if OmegaConf.is_config(node[last]) else node[last]
 
 
 def _worded(key: str, text: str, cfg: DictConfig, given: Sequence[Given], sources: Sources, bad: list[str]) -> str:
@@ -189,6 +194,8 @@ def _diagnosed(given: Sequence[Given], sources: Sources) -> tuple[list[str], lis
     values = [g for g in usable if g not in choices]
     findings = _Findings()
     bad: set[str] = set()
+    unusable, choices = _uncomposable(choices, sources)
+    problems += unusable
     for combination in combinations(choices):
         try:
             base = composed(sources, tuple(combination))
@@ -198,7 +205,25 @@ def _diagnosed(given: Sequence[Given], sources: Sources) -> tuple[list[str], lis
         bad |= found.keys()
         certain = [problem for key, problem in found.items() if key.partition(".")[0] not in doubtful]
         findings.add(certain, swept_part(combination, choices))
-    return [*problems, *findings.listed()], [g for g in usable if g.key not in bad]
+    return [*problems, *findings.listed()], [*choices, *(g for g in values if g.key not in bad)]
+
+
+def _uncomposable(choices: Sequence[Given], sources: Sources) -> tuple[list[str], list[Given]]:
+    """Choices that Hydra cannot compose even alone, such as a broken file; and the others."""
+    try:
+        composed(sources, tuple(g.texts[0] for g in choices))
+        return [], [*choices]
+    except Uncomposable:
+        problems: list[str] = []
+        rest: list[Given] = []
+        for g in choices:
+            try:
+                for text in g.texts:
+                    composed(sources, (text,))
+                rest.append(g)
+            except Uncomposable as e:
+                problems.append(str(e))
+        return problems, rest
 
 
 def _is_choice(given: Given, sources: Sources) -> bool:

@@ -16,7 +16,7 @@ ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assi
 MAP_HINT = "Map other names with data.columns, e.g. 'data.columns={prompt: question, chosen: good, rejected: bad}'."
 
 
-def to_pairs(rows: list[Row], *, format: str, columns: Mapping[str, str], where: str) -> tuple[list[Pair], str]:
+def to_pairs(rows: list[Row], *, format: str, columns: Mapping[Any, str], where: str) -> tuple[list[Pair], str]:
     """Every row as a Pair, and the name of the format they were read in.
 
     Args:
@@ -195,7 +195,7 @@ def _kind(value: Any) -> str:
     )
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+def _renamed(row: Row, columns: Mapping[Any, str]) -> Row:
     if not columns:
         return row
     taken = set(columns.values())

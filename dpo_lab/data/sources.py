@@ -69,11 +69,12 @@ def read_hub(hub: HubData) -> list[Row]:
         DataError: it cannot be had.
     """
     import datasets
+    from datasets import config
 
-    offline = datasets.config.HF_HUB_OFFLINE
+    offline = config.HF_HUB_OFFLINE
     try:
         # `datasets` asks an unreachable hub six times over, for 23 s to 80 s. Offline it goes straight to its copy.
-        datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(hub.name)
+        config.HF_HUB_OFFLINE = offline or not _hub_answers(hub.name)
         return list(datasets.load_dataset(hub.name, hub.config, split=hub.split))  # type: ignore[arg-type]
     except Exception as e:  # the hub, the network, Arrow, a builder: types differ, the advice is the same
         raise DataError(
@@ -82,7 +83,7 @@ def read_hub(hub: HubData) -> list[Row]:
             "data=file data.path=FILE."
         ) from e
     finally:
-        datasets.config.HF_HUB_OFFLINE = offline
+        config.HF_HUB_OFFLINE = offline
 
 
 def _hub_answers(name: str) -> bool:
@@ -110,8 +111,8 @@ def _json(path: Path) -> Iterator[Row]:
     try:
         content = _loads(text)
     except ValueError as e:
-        first, _, rest = text.lstrip().partition("\n")
-        if rest.strip() and first.startswith("{") and first.rstrip().endswith("}"):  # JSON lines by another name
+        first = text.lstrip().partition("\n")[0].rstrip()
+        if first.startswith("{") and first.endswith("}"):  # JSON lines by another name
             yield from _lines(path, text)
             return
         raise DataError(f"{path}: broken JSON{_place(e)}.") from e

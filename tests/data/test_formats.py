@@ -52,19 +52,40 @@ def read_one(row, **settings):
         ({"instruction": "", "input": "Why?", "chosen": "good", "rejected": "bad"}, SHORT, "alpaca"),
         ({"instruction": "Why?", "chosen": "good", "rejected": "bad"}, SHORT, "alpaca"),
         (
-            {"instruction": "Why?", "chosen": "good", "rejected": "bad", "system": "Be brief.", "history": [["Hi", "Hello"]]},
+            {
+                "instruction": "Why?",
+                "chosen": "good",
+                "rejected": "bad",
+                "system": "Be brief.",
+                "history": [["Hi", "Hello"]],
+            },
             ASKED,
             "alpaca",
         ),
         (
-            {"instruction": "Why?", "chosen": "good", "rejected": "bad", "system": "Be brief.", "history": '[["Hi", "Hello"]]'},
+            {
+                "instruction": "Why?",
+                "chosen": "good",
+                "rejected": "bad",
+                "system": "Be brief.",
+                "history": '[["Hi", "Hello"]]',
+            },
             ASKED,
             "alpaca",
         ),
         ({"instruction": "Why?", "chosen": "good", "rejected": "bad", "system": "", "history": []}, SHORT, "alpaca"),
-        ({"conversations": TURNS[2:], "chosen": turn("gpt", "good"), "rejected": turn("gpt", "bad")}, SHORT, "sharegpt"),
         (
-            {"conversations": TURNS, "system": "Be brief.", "chosen": turn("gpt", "good"), "rejected": turn("gpt", "bad")},
+            {"conversations": TURNS[2:], "chosen": turn("gpt", "good"), "rejected": turn("gpt", "bad")},
+            SHORT,
+            "sharegpt",
+        ),
+        (
+            {
+                "conversations": TURNS,
+                "system": "Be brief.",
+                "chosen": turn("gpt", "good"),
+                "rejected": turn("gpt", "bad"),
+            },
             ASKED,
             "sharegpt",
         ),
@@ -84,9 +105,19 @@ def test_a_row_becomes_a_pair(row, prompt, name):
 @pytest.mark.parametrize(
     ("row", "columns", "format", "prompt"),
     [
-        ({"question": "Why?", "good": "good", "bad": "bad"}, {"prompt": "question", "chosen": "good", "rejected": "bad"}, "auto", SHORT),
+        (
+            {"question": "Why?", "good": "good", "bad": "bad"},
+            {"prompt": "question", "chosen": "good", "rejected": "bad"},
+            "auto",
+            SHORT,
+        ),
         ({"prompt": "noise", "q": "Why?", "chosen": "good", "rejected": "bad"}, {"prompt": "q"}, "auto", SHORT),
-        ({"prompt": "Why?", "chosen": "bad", "rejected": "good"}, {"chosen": "rejected", "rejected": "chosen"}, "auto", SHORT),
+        (
+            {"prompt": "Why?", "chosen": "bad", "rejected": "good"},
+            {"chosen": "rejected", "rejected": "chosen"},
+            "auto",
+            SHORT,
+        ),
         ({"q": TURNS[2:], "chosen": "good", "rejected": "bad"}, {"prompt": "q"}, "auto", SHORT),
         ({"q": TURNS[2:], "chosen": "good", "rejected": "bad"}, {"prompt": "q"}, "sharegpt", SHORT),
         (
@@ -103,9 +134,15 @@ def test_columns_go_by_other_names(row, columns, format, prompt):
 
 
 def test_an_optional_column_may_be_missing_in_some_rows():
-    rows = [{"q": "a", "chosen": "x", "rejected": "y"}, {"q": "b", "s": "S", "chosen": "x", "rejected": "y"}]
-    pairs, _ = read(*rows, columns={"prompt": "q", "system": "s"})
-    assert [p.prompt for p in pairs] == [chat("a"), chat("b", system="S")]
+    plain = {"q": "a", "chosen": "x", "rejected": "y"}
+    pairs, _ = read(plain, plain | {"s": "S"}, plain, columns={"prompt": "q", "system": "s"})
+    assert [p.prompt for p in pairs] == [chat("a"), chat("a", system="S"), chat("a")]
+
+
+def test_a_mapped_column_is_never_replaced_by_one_of_our_name():
+    row = {"prompt": "noise", "chosen": "x", "rejected": "y"}
+    with pytest.raises(DataError, match="row 2: prompt is missing"):
+        read(row | {"q": "a"}, row, columns={"prompt": "q"})
 
 
 def test_rows_are_numbered_from_one():
@@ -113,7 +150,9 @@ def test_rows_are_numbered_from_one():
     assert [p.row for p in read(row, row, row)[0]] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("text", ["[[1, 2], [3, 4]]", '{"role": "admin"}', '[{"role": "user", "content": "x"}]', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["[[1, 2], [3, 4]]", '{"role": "admin"}', '[{"role": "user", "content": "x"}]', "[" * 100_000]
+)
 def test_text_that_looks_like_data_stays_text(text):
     assert read_one({"prompt": text, "chosen": text, "rejected": "bad"})[:2] == (chat(text), text)
     assert read_one({"instruction": text, "chosen": text, "rejected": "bad"})[:2] == (chat(text), text)
@@ -154,25 +193,58 @@ FAULTS = {
     "a number": ({"prompt": 3, "chosen": "a", "rejected": "b"}, ["prompt must be text, not a number"]),
     "a truth": ({"prompt": "q", "chosen": True, "rejected": "b"}, ["chosen must be a non-empty list", "true or false"]),
     "bytes": ({"prompt": b"q", "chosen": "a", "rejected": "b"}, ["prompt must be text, not a bytes"]),
-    "an empty list": ({"prompt": [], "chosen": "a", "rejected": "b"}, ["prompt must be a non-empty list", "an empty list"]),
+    "an empty list": (
+        {"prompt": [], "chosen": "a", "rejected": "b"},
+        ["prompt must be a non-empty list", "an empty list"],
+    ),
     "a list of texts": ({"prompt": ["q"], "chosen": "a", "rejected": "b"}, ["prompt holds text where a message"]),
-    "an unknown role": ({"prompt": [message("bot", "x")], "chosen": "a", "rejected": "b"}, ["role 'bot'", "human, gpt"]),
+    "an unknown role": (
+        {"prompt": [message("bot", "x")], "chosen": "a", "rejected": "b"},
+        ["role 'bot'", "human, gpt"],
+    ),
     "no role": ({"prompt": [{"content": "x"}], "chosen": "a", "rejected": "b"}, ["role None"]),
     "a role that is a list": ({"prompt": [message(["user"], "x")], "chosen": "a", "rejected": "b"}, ["role ['user']"]),
-    "a message without content": ({"prompt": [message("user", None)], "chosen": "a", "rejected": "b"}, ["user without content"]),
+    "a message without content": (
+        {"prompt": [message("user", None)], "chosen": "a", "rejected": "b"},
+        ["user without content"],
+    ),
     "content in parts": (
         {"prompt": [message("user", [{"type": "text", "text": "x"}])], "chosen": "a", "rejected": "b"},
         ["a message's content in prompt must be text, not a list"],
     ),
-    "a prompt that ends with an answer": ({"prompt": OLD, "chosen": "a", "rejected": "b"}, ["end with a user's turn", "assistant's"]),
-    "a system message alone": ({"prompt": [SYSTEM], "chosen": "a", "rejected": "b"}, ["end with a user's turn", "system's"]),
-    "an answer of the user": ({"prompt": "q", "chosen": [USER], "rejected": "b"}, ["chosen must be one message", "not user"]),
+    "a prompt that ends with an answer": (
+        {"prompt": OLD, "chosen": "a", "rejected": "b"},
+        ["end with a user's turn", "assistant's"],
+    ),
+    "a system message alone": (
+        {"prompt": [SYSTEM], "chosen": "a", "rejected": "b"},
+        ["end with a user's turn", "system's"],
+    ),
+    "an answer of the user": (
+        {"prompt": "q", "chosen": [USER], "rejected": "b"},
+        ["chosen must be one message", "not user"],
+    ),
     "an answer of two": ({"prompt": "q", "chosen": [GOOD, GOOD], "rejected": "b"}, ["not assistant + assistant"]),
-    "another prompt in the answer": ({"prompt": "q", "chosen": [USER, GOOD], "rejected": "b"}, ["not user + assistant"]),
-    "history of texts": ({"instruction": "q", "history": ["a"], "chosen": "a", "rejected": "b"}, ["[question, answer]"]),
-    "history of numbers": ({"instruction": "q", "history": [[1, 2]], "chosen": "a", "rejected": "b"}, ["history must be text"]),
-    "conversations of text": ({"conversations": "q", "chosen": "a", "rejected": "b"}, ["conversations must be", "not text"]),
-    "null conversations": ({"conversations": None, "chosen": "a", "rejected": "b"}, ["conversations must be", "not null"]),
+    "another prompt in the answer": (
+        {"prompt": "q", "chosen": [USER, GOOD], "rejected": "b"},
+        ["not user + assistant"],
+    ),
+    "history of texts": (
+        {"instruction": "q", "history": ["a"], "chosen": "a", "rejected": "b"},
+        ["[question, answer]"],
+    ),
+    "history of numbers": (
+        {"instruction": "q", "history": [[1, 2]], "chosen": "a", "rejected": "b"},
+        ["history must be text"],
+    ),
+    "conversations of text": (
+        {"conversations": "q", "chosen": "a", "rejected": "b"},
+        ["conversations must be", "not text"],
+    ),
+    "null conversations": (
+        {"conversations": None, "chosen": "a", "rejected": "b"},
+        ["conversations must be", "not null"],
+    ),
     "a system of numbers": ({"prompt": "q", "system": 1, "chosen": "a", "rejected": "b"}, ["system must be text"]),
     "a row without columns": ({}, ["none of the formats", "(none)"]),
 }
@@ -193,5 +265,7 @@ def test_the_faulty_row_need_not_be_the_first_and_its_own_names_are_told():
 
 
 def test_a_mapped_column_that_no_row_has_is_told():
-    with pytest.raises(DataError, match=r"no row has a column question, best \(data\.columns\)\. The columns there are q,"):
+    with pytest.raises(
+        DataError, match=r"no row has a column question, best \(data\.columns\)\. The columns there are q,"
+    ):
         read({"q": "Why?", "chosen": "a", "rejected": "b"}, columns={"prompt": "question", "chosen": "best"})

@@ -61,7 +61,7 @@ def test_a_higher_eval_fraction_only_adds_to_the_held_out_prompts(file):
 
 def test_the_share_of_a_prompt_is_fixed_for_good():
     # printf '[["user", "Why?"]]' | b2sum -l 64
-    assert prompt_share(chat("Why?")) == 0x65f3223e22779766 / 2**64
+    assert prompt_share(chat("Why?")) == 0x65F3223E22779766 / 2**64
     assert prompt_share(chat("为什么？", system="S")) != prompt_share(chat("为什么？"))
 
 
@@ -104,13 +104,29 @@ def test_the_held_out_file_may_have_another_format(tmp_path, template):
 @pytest.mark.parametrize(
     ("rows", "changes", "fragments"),
     [
-        ([row("x" * 500)], {"max_length": 64}, ["1 dropped (prompt longer", "first in row 1", "data.max_length=64", "cut_both"]),
-        ([row("a", ""), row("b", "")], {}, ["0 held out", "2 dropped (empty answer, first in row 1)", "Check the data"]),
+        (
+            [row("x" * 500)],
+            {"max_length": 64},
+            ["1 dropped (prompt longer", "first in row 1", "data.max_length=64", "cut_both"],
+        ),
+        (
+            [row("a", ""), row("b", "")],
+            {},
+            ["0 held out", "2 dropped (empty answer, first in row 1)", "Check the data"],
+        ),
         ([row("a", None), row(None)], {}, ["1 dropped (empty answer", "1 dropped (empty prompt, first in row 2)"]),
         ([row("a", "same", "same")], {}, ["identical answers", "Check the data"]),
         ([row("question 3")] * 5, {"eval_fraction": 0.999}, ["5 held out", "lower data.eval_fraction"]),
-        ([row("a")], {"eval": [row("a")]}, ["1 dropped (prompt is held out, first in row 1)", "Give more prompts, or other"]),
-        ([row("a")], {"eval": [row("b", "")]}, ["eval.jsonl", "evaluate on", "1 dropped (empty answer", "Check the data"]),
+        (
+            [row("a")],
+            {"eval": [row("a")]},
+            ["1 dropped (prompt is held out, first in row 1)", "Give more prompts, or other"],
+        ),
+        (
+            [row("a")],
+            {"eval": [row("b", "")]},
+            ["eval.jsonl", "evaluate on", "1 dropped (empty answer", "Check the data"],
+        ),
     ],
 )
 def test_where_nothing_is_left_the_message_says_why(tmp_path, template, rows, changes, fragments):

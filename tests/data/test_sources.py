@@ -59,7 +59,10 @@ def test_the_same_rows_come_from_parquet(tmp_path):
     assert read_file(file) == rows
 
 
-@pytest.mark.parametrize("cell", [json.dumps(MESSAGES), repr(MESSAGES), json.dumps(MESSAGES[0]), "[{'content': 'It\\'s why?', 'role': 'user'}]"])
+@pytest.mark.parametrize(
+    "cell",
+    [json.dumps(MESSAGES), repr(MESSAGES), json.dumps(MESSAGES[0]), "[{'content': 'It\\'s why?', 'role': 'user'}]"],
+)
 def test_a_csv_cell_may_hold_messages(tmp_path, cell):
     row = {"prompt": cell, "chosen": "It's [so]", "rejected": '{"a": 1}'}
     [pair] = read_pairs(data_config(path=str(put(tmp_path, "a.csv", as_csv([row]))))).train
@@ -99,16 +102,40 @@ BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
     "a deep list": ("a.json", b"[" * 100_000, ["nested too deeply"]),
     "a deep list in a line": ("a.jsonl", GOOD + b"\n" + b'{"a":' * 100_000, ["in line 2", "nested too deeply"]),
     "a long number": ("a.jsonl", b'{"prompt": ' + b"1" * 10_000 + b"}", ["in line 1", "integer"]),
-    "a key twice": ("a.jsonl", GOOD + b'\n{"prompt": "q", "chosen": "a", "chosen": "b"}', ["line 2", "'chosen' stands twice", "'b'"]),
+    "a key twice": (
+        "a.jsonl",
+        GOOD + b'\n{"prompt": "q", "chosen": "a", "chosen": "b"}',
+        ["line 2", "'chosen' stands twice", "'b'"],
+    ),
     "a key twice in a list": ("a.json", b'[{"prompt": "q", "prompt": "r"}]', ["'prompt' stands twice", "'r'"]),
     "a long line": ("a.jsonl", b'{"prompt": "' + b"x" * 5_000_000, ["line 1", "Unterminated string"]),
-    "not a number": ("a.jsonl", b'{"prompt": NaN, "chosen": "a", "rejected": "b"}', ["row 1", "prompt must be text, not a number"]),
-    "too few fields": ("a.csv", b"prompt,chosen,rejected\nq,a,b\nq,a\n", ["ends in line 3 has fewer fields", "prompt, chosen, rejected"]),
-    "too many fields": ("a.csv", b"prompt,chosen,rejected\nq,a, and so on,b\n", ["ends in line 2 has more fields", "double quotes"]),
-    "an open quote": ("a.csv", b'prompt,chosen,rejected\nq,a,b\nq,"a,b\nq,a,b\n', ["broken CSV", "begins in line 3", "doubled"]),
+    "not a number": (
+        "a.jsonl",
+        b'{"prompt": NaN, "chosen": "a", "rejected": "b"}',
+        ["row 1", "prompt must be text, not a number"],
+    ),
+    "too few fields": (
+        "a.csv",
+        b"prompt,chosen,rejected\nq,a,b\nq,a\n",
+        ["ends in line 3 has fewer fields", "prompt, chosen, rejected"],
+    ),
+    "too many fields": (
+        "a.csv",
+        b"prompt,chosen,rejected\nq,a, and so on,b\n",
+        ["ends in line 2 has more fields", "double quotes"],
+    ),
+    "an open quote": (
+        "a.csv",
+        b'prompt,chosen,rejected\nq,a,b\nq,"a,b\nq,a,b\n',
+        ["broken CSV", "begins in line 3", "doubled"],
+    ),
     "a quote within": ("a.csv", b'prompt,chosen,rejected\nq,"a"x,b\n', ["broken CSV", "begins in line 2"]),
     "a column twice": ("a.csv", b"prompt,chosen,chosen\nq,a,b\n", ["names chosen more than once"]),
-    "semicolons": ("a.csv", b"prompt;chosen;rejected\nq;a;b\n", ["row 1 is in none of the formats", "prompt;chosen;rejected"]),
+    "semicolons": (
+        "a.csv",
+        b"prompt;chosen;rejected\nq;a;b\n",
+        ["row 1 is in none of the formats", "prompt;chosen;rejected"],
+    ),
     "numpy's messages": (
         "a.csv",
         b"prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}\n {'role': 'user', 'content': 'r'}]\",a,b\n",
@@ -120,9 +147,21 @@ BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
     "a compressed file": ("a.json.gz", b"\x1f\x8b", ["files of type .gz are not read", ".jsonl"]),
     "a file without a suffix": ("a", GOOD, ["files of type (none) are not read"]),
     "a text file": ("a.txt", GOOD, ["files of type .txt are not read", ".parquet"]),
-    "other columns": ("a.jsonl", b'{"question": "q", "good": "a"}', ["none of the formats", "question, good", "data.columns"]),
-    "a row without an answer": ("a.jsonl", GOOD + b'\n{"prompt": "q", "chosen": "a"}', ["row 2", "rejected is missing", "prompt, chosen"]),
-    "a wrong role": ("a.jsonl", b'{"prompt": [{"role": "x", "content": "q"}], "chosen": "a", "rejected": "b"}', ["row 1", "role 'x'"]),
+    "other columns": (
+        "a.jsonl",
+        b'{"question": "q", "good": "a"}',
+        ["none of the formats", "question, good", "data.columns"],
+    ),
+    "a row without an answer": (
+        "a.jsonl",
+        GOOD + b'\n{"prompt": "q", "chosen": "a"}',
+        ["row 2", "rejected is missing", "prompt, chosen"],
+    ),
+    "a wrong role": (
+        "a.jsonl",
+        b'{"prompt": [{"role": "x", "content": "q"}], "chosen": "a", "rejected": "b"}',
+        ["row 1", "role 'x'"],
+    ),
 }
 
 
@@ -188,11 +227,11 @@ def hub_elsewhere(tmp_path, monkeypatch):
 
 
 def test_an_unreachable_hub_is_told_within_seconds(hub_elsewhere):
-    before, began = hub_elsewhere.config.HF_HUB_OFFLINE, time.monotonic()
+    setting, began = hub_elsewhere.config.HF_HUB_OFFLINE, time.monotonic()
     with pytest.raises(DataError, match=r"nobody/nothing \(config None, split train\).*hub.*data=file data\.path=FILE"):
         read_hub(HubData(name="nobody/nothing", config=None, split="train"))
     assert time.monotonic() - began < 10
-    assert hub_elsewhere.config.HF_HUB_OFFLINE == before
+    assert hub_elsewhere.config.HF_HUB_OFFLINE is setting
 
 
 def test_a_hub_that_says_no_is_a_hub_that_answers(monkeypatch):

@@ -82,7 +82,9 @@ def test_the_end_of_turn_stands_once_whatever_the_answer_brings_along(name, end)
     template = Template(tokenizer, "auto")
     token = tokenizer.convert_tokens_to_ids(end)
     assert template.end_of_turn == [token]
-    plain, *others = template.answer_ids(["Yes.", f"Yes.{end}", f"Yes.{end}\n", f"Yes.{end}{end}", f"Yes.{tokenizer.eos_token}"])
+    plain, *others = template.answer_ids(
+        ["Yes.", f"Yes.{end}", f"Yes.{end}\n", f"Yes.{end}{end}", f"Yes.{tokenizer.eos_token}"]
+    )
     assert plain.count(token) == 1
     assert plain[-1] == token
     assert others == [plain] * 4

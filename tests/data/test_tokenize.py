@@ -151,7 +151,9 @@ def test_a_prompt_loses_its_oldest_turns_and_only_as_many_as_needed(template, st
     assert text(template, example.chosen_ids) == "good<|im_end|>"
     assert counts.cut == ({"prompts cut": 1} if start else {})
     assert counts.first_row == ({"prompts cut": 5} if start else {})
-    [tighter], _ = run([pair(long)], template, max_length=room - 1, truncation="cut_prompt") if start < 4 else [[None], 0]
+    [tighter], _ = (
+        run([pair(long)], template, max_length=room - 1, truncation="cut_prompt") if start < 4 else [[None], 0]
+    )
     assert tighter is None or len(tighter.prompt_ids) < len(example.prompt_ids)
 
 

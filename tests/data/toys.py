@@ -55,7 +55,11 @@ THINKING = (  # as Qwen3: the last answer is written with an empty thought that 
 FAMILIES: dict[str, tuple[str, list[str], str | None]] = {
     "chatml": (CHATML, ["<|im_end|>", "<|im_start|>"], None),
     "smollm2": (SMOLLM2, ["<|im_end|>", "<|im_start|>"], "<|im_start|>"),
-    "llama3": (LLAMA3, ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"], "<|begin_of_text|>"),
+    "llama3": (
+        LLAMA3,
+        ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"],
+        "<|begin_of_text|>",
+    ),
     "llama3 with another eos": (
         LLAMA3,
         ["<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"],
@@ -74,7 +78,9 @@ def family(name: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
     template, special, bos = FAMILIES[name]
     tokenizer = {"bytes": byte_level, "merging": merging, "metaspace": metaspace}[kind]()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], bos_token=bos)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], bos_token=bos
+    )
     fast.chat_template = template
     return fast
 

@@ -134,6 +134,29 @@ def test_all_logits_never_exist_in_forward_or_backward(trainable: bool) -> None:
     assert 16 * vocabulary <= chunked.numel <= max(16, HIDDEN) * vocabulary
 
 
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+def test_no_logits_are_kept_for_backward(trainable: bool) -> None:
+    n, vocabulary = 160, 5000
+    hidden, targets, _ = make(n, torch.float32, trainable=trainable)
+    head = Head(torch.randn(vocabulary, HIDDEN).requires_grad_(trainable))
+
+    def kept(function: Callable[..., Tensor]) -> int:
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            values = function(hidden, targets, head)
+        storages.pop(head.weight.untyped_storage().data_ptr(), None)
+        assert values.requires_grad
+        return sum(storages.values())
+
+    assert kept(full_logps) >= n * vocabulary  # the check sees what it looks for
+    assert kept(token_logps) < 3 * n * HIDDEN
+
+
 # -- exact KL -------------------------------------------------------------------------------------------------------
 
 

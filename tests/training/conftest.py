@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from runs import Lab, preload, write_pairs
 
+
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
@@ -17,6 +18,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import torch
 
     import dpo_lab.training.curves
+
     preload()
     before = torch.get_num_threads()
     torch.set_num_threads(1)

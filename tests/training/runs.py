@@ -127,7 +127,12 @@ class Lab:
 
     def overrides(self, *more: str) -> list[str]:
         """The words of a command line; a later word of a key takes the place of an earlier one."""
-        own = [f"model.path={self.model}", f"data.path={self.data}", f"output_dir={self.output}", f"cache_dir={self.cache}"]
+        own = [
+            f"model.path={self.model}",
+            f"data.path={self.data}",
+            f"output_dir={self.output}",
+            f"cache_dir={self.cache}",
+        ]
         words = {word.partition("=")[0].lstrip("+~"): word for word in [*self.base, *own, *more]}
         return [word for word in words.values() if not word.endswith("=-")]
 
@@ -135,7 +140,7 @@ class Lab:
         """What the door hands to `train`."""
         from hydra import compose, initialize_config_dir
 
-        from dpo_lab.runtime.identity import run_id
+        from dpo_lab.config.identity import run_id
 
         if more not in self.jobs:
             resolvers.register()

@@ -29,7 +29,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "no checksum": lambda path: path.with_suffix(".json").unlink(),
     "a broken checksum file": lambda path: path.with_suffix(".json").write_text("[", encoding="utf-8"),
-    "another checksum": lambda path: path.with_suffix(".json").write_text('{"step": 4, "sha256": "0"}', encoding="utf-8"),
+    "another checksum": lambda path: path.with_suffix(".json").write_text(
+        '{"step": 4, "sha256": "0"}', encoding="utf-8"
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from runs import Lab, rows
+from safetensors.torch import load_file
 
 from dpo_lab.data.prepare import read_pairs
 from dpo_lab.preference.ref_cache import RefCache
@@ -61,7 +63,12 @@ def test_final_loads_without_the_project_and_is_the_policy(lab: Lab, tmp_path: P
         for pair in read_pairs(lab.job()[0].data).heldout
     ]
     jobs = [
-        {"final": str(folder.final), "base": None if name == "full" else str(lab.model), "pairs": pairs, "end": "<|im_end|>"}
+        {
+            "final": str(folder.final),
+            "base": None if name == "full" else str(lab.model),
+            "pairs": pairs,
+            "end": "<|im_end|>",
+        }
         for name, folder in folders.items()
     ]
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
@@ -87,8 +94,6 @@ def test_final_loads_without_the_project_and_is_the_policy(lab: Lab, tmp_path: P
 
 
 def adapter(folder: RunFolder) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     return load_file(folder.final / "adapter_model.safetensors")
 
 
@@ -117,6 +122,8 @@ def test_a_run_goes_on_from_the_adapter_and_that_is_its_reference(lab: Lab) -> N
     cached = modes.pop("cached")
     for mode, folder in modes.items():
         for one, two in zip(rows(folder, "train/"), rows(cached, "train/"), strict=True):
+            if one["step"] <= 2:  # lr is 0 at step 1: margins are rounding, and so is which of them is positive
+                del one["train/rewards/accuracies"], two["train/rewards/accuracies"]
             assert one == pytest.approx(two, rel=1e-4, abs=1e-5 if one["step"] == 1 else 1e-3), mode
         assert furthest(adapter(folder), adapter(cached)) < 1e-4, mode
     assert furthest(adapter(cached), adapter(first)) > 1e-3
@@ -145,10 +152,10 @@ def test_a_kept_row_is_of_the_reference(lab: Lab) -> None:
     """The cache's numbers are those that the held-out records show."""
     folder = lab.train("optim.max_steps=1")
     (file,) = lab.cache.rglob("*.sqlite")
-    import sqlite3
-
     cache = RefCache(file.parent.parent, file.stem, facts={})
     with sqlite3.connect(file) as db:
-        kept = sorted(logps.sum().item() for logps in cache.read([key for (key,) in db.execute("SELECT key FROM logps")]))
+        kept = sorted(
+            logps.sum().item() for logps in cache.read([key for (key,) in db.execute("SELECT key FROM logps")])
+        )
     for row in read_jsonl(folder.eval_pairs):
         assert min(abs(row["ref_chosen_logps"] - value) for value in kept) < 1e-4

@@ -30,7 +30,6 @@ def half_a_row(log: Any, *_: Any) -> None:
 KILLS = {
     "before anything": at("dpo_lab.training.run:Run.__init__", DIE),
     "in the reference pass": at("dpo_lab.preference.ref_cache:RefCache.write", DIE, call=4),
-    "in the answers of the reference": at("dpo_lab.inference.generate:greedy_answers", DIE),
     "before the first step": at("dpo_lab.training.run:Run.fit", DIE),
     "in the first checkpoint": at("dpo_lab.training.checkpoint:_write", half_a_checkpoint),
     "before its checksum": at("dpo_lab.training.checkpoint:write_json", DIE),
@@ -77,7 +76,9 @@ def test_a_kill_of_one_run_in_the_reference_pass_does_not_change_the_last_bits(l
 
 def test_steps_that_a_checkpoint_holds_are_not_trained_again(lab: Lab) -> None:
     folder = lab.folder()
-    lab.train_in_child(first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=7))  # val at 0 and 3, so at step 5
+    lab.train_in_child(
+        first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=7)
+    )  # val at 0 and 3, so at step 5
     assert steps_done(folder) == 4
     written = folder.metrics.read_text(encoding="utf-8").splitlines()
     assert lab.train_in_child().code == 0
@@ -89,7 +90,9 @@ def test_steps_that_a_checkpoint_holds_are_not_trained_again(lab: Lab) -> None:
 
 def test_metrics_after_the_checkpoint_are_cut(lab: Lab) -> None:
     folder = lab.folder()
-    lab.train_in_child(first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=8))  # step 5 is logged, 4 is saved
+    lab.train_in_child(
+        first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=8)
+    )  # step 5 is logged, 4 is saved
     assert steps_done(folder) == 5
     lab.train_in_child(first=at("dpo_lab.training.run:Run.align", DIE))
     assert [row["step"] for row in rows(folder)] == [0, 1, 2, 3, 3, 4]

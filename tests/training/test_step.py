@@ -1,6 +1,7 @@
 """One optimizer step: its gradient however it is cut, what it changes, and what is measured before and after."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,20 @@ from dpo_lab.config.schema import Optim
 from dpo_lab.data.collate import collate, microbatches
 from dpo_lab.inference.scoring import Scorer
 from dpo_lab.models.lora import new_adapter
+from dpo_lab.models.precision import Precision
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.losses import dpo_loss, ipo_loss
 from dpo_lab.preference.objective import Objective
-from dpo_lab.preference.reference import LiveReference, Reference, adapter_off, frozen_model
+from dpo_lab.preference.ref_cache import RefCache
+from dpo_lab.preference.reference import (
+    CachedReference,
+    LiveReference,
+    Reference,
+    adapter_off,
+    fill_cache,
+    frozen_model,
+)
 from dpo_lab.runtime.errors import Guarded
 from dpo_lab.training.module import PreferenceModule
 
@@ -197,12 +207,29 @@ def test_the_first_step_starts_at_ln_2_or_25_with_margin_and_accuracy_0(
     last = module.last
     assert last["loss"] == pytest.approx(loss, abs=1e-4)
     assert last["rewards/margins"] == last["rewards/accuracies"] == 0.0
-    assert last["lr"] == pytest.approx(0.1)
+    assert last["lr"] == 0.1
     assert module.step == 1
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in trained(policy) if "lora_B" in name}  # A has no gradient while B is zero
     norm = torch.stack([(p.detach() - before[n]).norm() / 0.1 for n, p in trained(policy).items()]).norm().item()
     assert last["grad_norm"] == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_under_lightnings_autocast_policy_and_cached_reference_still_agree(
+    full: bool, tiny_wide: Path, tmp_path: Path
+) -> None:
+    """In bf16 a step runs under autocast as a whole, and the pass that fills the cache does not."""
+    bf16 = Precision("bf16", torch.float32 if full else torch.bfloat16, torch.bfloat16)
+    policy: Any = load_tiny(tiny_wide, bf16).requires_grad_(True) if full else tiny_policy(tiny_wide, bf16)
+    forward, cache = Forward(bf16.autocast), RefCache(tmp_path, "a" * 16, facts={})
+    fill_cache(
+        cache, cut(ALL), lambda: nullcontext(policy), forward, device=torch.device("cpu"), on_batch=lambda n: None
+    )
+    module = PreferenceModule(policy, CachedReference(cache, None), forward, IPO, optim(), total_steps=1, seed=0)
+    fit(module, [cut(ALL)], precision="bf16-mixed")
+    assert module.last["logratios/chosen"] == pytest.approx(0.0, abs=1e-5)
+    assert module.last["logratios/rejected"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_step_descends_and_a_second_one_changes_every_adapter_weight(tiny_model: Path) -> None:
@@ -217,6 +244,19 @@ def test_a_step_descends_and_a_second_one_changes_every_adapter_weight(tiny_mode
     assert losses[-1] < losses[0] - 0.01
     changed = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(trained(policy))
+
+
+def test_every_step_takes_its_own_gradient_and_nothing_of_the_step_before(tiny_model: Path) -> None:
+    steps = [cut([0, 1], [2, 3, 4]), cut([5, 6], [7]), cut([1, 7])]
+    lightnings, by_hand = (tiny_policy(tiny_model, FP64, moved=0.3) for _ in range(2))
+    fit(module_of(lightnings, steps=3), steps, precision="64-true")
+    for batch in steps:
+        gradient, _ = accumulated(by_hand, batch)
+        with torch.no_grad():
+            for name, p in trained(by_hand).items():
+                p -= 0.1 * gradient[name]
+    expected = trained(by_hand)
+    assert all(difference(p.detach(), expected[name].detach()) < 1e-9 for name, p in trained(lightnings).items())
 
 
 def test_full_fine_tuning_changes_all_weights(tiny_model: Path) -> None:
@@ -256,7 +296,7 @@ def test_the_schedule_counts_optimizer_steps_and_not_micro_batches(tiny_model: P
 
 def test_dropout_is_a_function_of_seed_and_step(tiny_model: Path) -> None:
     def after(seed: int, *, shifted: bool = False, first: int = 0) -> float:
-        policy = new_adapter(load_tiny(tiny_model), tiny_lora(dropout=0.3), seed=0)
+        policy = new_adapter(load_tiny(tiny_model), tiny_lora(dropout=0.3), seed=0).eval()  # the step turns dropout on
         move(policy, 0.3)
         module = module_of(policy, seed=seed)
         module.step = first
