@@ -35,6 +35,7 @@ def new_adapter(model: Any, lora: Lora, *, seed: int) -> Any:
             peft: Any = get_peft_model(model, config)
     except ValueError as e:
         raise ConfigError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model: {e}") from e
+    _refuse_head(peft)
     for name, parameter in peft.named_parameters():
         if "lora_A" in name:
             generator = torch.Generator().manual_seed(int(digest(f"lora {seed} {name}"), 16) % 2**63)
@@ -63,7 +64,14 @@ def continued_adapter(model: Any, folder: Path, lora: Lora, *, copy: bool) -> An
                 peft.set_adapter("default")
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         raise ModelError(f"The adapter in {folder} does not fit this model: {str(e).splitlines()[0][:200]}") from e
+    _refuse_head(peft)
     return peft
+
+
+def _refuse_head(peft: Any) -> None:
+    """The lab applies the LM head itself and by its weight alone: an adapter on it would be passed over."""
+    if hasattr(peft.get_base_model().get_output_embeddings(), "lora_A"):
+        raise ConfigError("lora.target_modules names the LM head, which cannot carry an adapter here. Leave it out.")
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

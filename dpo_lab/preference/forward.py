@@ -38,21 +38,25 @@ class Forward:
 
     def logps(self, model: nn.Module, layout: Layout) -> Tensor:
         """Per-token log-probs (N,) of the completions."""
-        with self.precision(layout):
-            hidden = padded_hidden(model, layout)
-        return token_logps(hidden, layout.targets, head_of(causal_lm(model)))
+        return self._logps_and_hidden(model, layout)[0]
 
     @torch.no_grad()
     def logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
         """Per-token log-probs (N,) and the hidden states (N, H) they come from, without gradients."""
-        with self.precision(layout):
-            hidden = padded_hidden(model, layout)
-        return token_logps(hidden, layout.targets, head_of(causal_lm(model))), hidden
+        return self._logps_and_hidden(model, layout)
 
     @torch.no_grad()
     def kl(self, model: nn.Module, hidden: Tensor, ref_model: nn.Module, ref_hidden: Tensor) -> Tensor:
         """Exact KL(policy || reference) in nats at each completion position, (N,)."""
-        return token_kl(hidden, head_of(causal_lm(model)), ref_hidden, head_of(causal_lm(ref_model)))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return token_kl(hidden, head_of(causal_lm(model)), ref_hidden, head_of(causal_lm(ref_model)))
+
+    def _logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
+        with self.precision(layout):
+            hidden = padded_hidden(model, layout)
+        # Whoever calls may be under autocast (Lightning is); the head is not, so that all log-probs are alike.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return token_logps(hidden, layout.targets, head_of(causal_lm(model))), hidden
 
     def precision(self, layout: Layout) -> AbstractContextManager[None]:
         """Autocast on the layout's device, where the run asks for it."""

@@ -16,7 +16,7 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Head:
-    """The language-model head: logits = cap(hidden W^T + b) * scale."""
+    """The language-model head: logits = cap(scale (hidden W^T + b))."""
 
     weight: Tensor  # (V, H)
     bias: Tensor | None = None  # (V,)
@@ -104,4 +104,5 @@ class _FrozenHeadLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return grads[0].to(gradient.dtype)[:, None] * gradient, None, None
+        # The product in fp32: under a loss scale the factor alone can exceed fp16.
+        return (grads[0][:, None] * gradient.to(grads[0].dtype)).to(gradient.dtype), None, None

@@ -82,8 +82,8 @@ class PreferenceModule(lightning.LightningModule):
         scheduler.step()
         self.step += 1
         metrics = preference_metrics(pairs, losses, beta=self.objective.beta)
-        metrics |= {"grad_norm": self._grad_norm, "lr": torch.tensor(lr)}
-        self.last = {name: value.item() for name, value in metrics.items()}
+        metrics["grad_norm"] = self._grad_norm
+        self.last = {name: value.item() for name, value in metrics.items()} | {"lr": float(lr)}
 
     def _accumulate(self, batch: list[Layout]) -> tuple[PairLogps, Tensor]:
         """Back-propagate the mean loss of the step's pairs, micro-batch by micro-batch."""
@@ -103,6 +103,10 @@ class PreferenceModule(lightning.LightningModule):
         limit = self.optim.grad_clip if self.optim.grad_clip is not None else math.inf
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    def cpu(self) -> "PreferenceModule":
+        """Stay on the device: Lightning calls this at the end of fit, and evaluation and samples come after it."""
+        return self
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the module. The random state is a function of the seed and `step`."""

@@ -104,7 +104,7 @@ RULES: list[Case] = [
 ]
 TOGETHER: list[Case] = [
     (
-        ["loss.beta=-1", "optim.lr=abc", "quant=4bit", "lora=none", "data.path=/nowhere.jsonl", "+x=1"],
+        ["loss.beta=-1", "optim.lr=abc", "quant=4bit", "lora=none", "data=file", "data.path=/nowhere.jsonl", "+x=1"],
         [
             "5 problems",
             "loss.beta=-1: must",

@@ -13,6 +13,8 @@ from dpo_lab.data.prepare import prepare, prompt_share, read_pairs
 from dpo_lab.data.templates import Template
 from dpo_lab.runtime.errors import DataError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def template():
@@ -179,5 +181,5 @@ def test_reading_data_needs_no_torch():
         "import sys, dpo_lab.data.sources, dpo_lab.data.formats, dpo_lab.data.prepare\n"
         "print(*sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""

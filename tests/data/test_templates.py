@@ -181,7 +181,7 @@ def test_chatml_needs_its_special_tokens(name):
 def test_an_unknown_token_is_not_taken_for_the_special_one():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="a")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
     with pytest.raises(ModelError, match="needs the token"):
         Template(tokenizer, "chatml")
 

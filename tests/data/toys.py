@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dpo_lab.config.schema import Data
@@ -78,6 +78,10 @@ def family(name: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
     template, special, bos = FAMILIES[name]
     tokenizer = {"bytes": byte_level, "merging": merging, "metaspace": metaspace}[kind]()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    if bos:  # as real ones do unless told not to
+        tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], bos_token=bos
     )

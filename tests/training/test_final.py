@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from runs import Lab, rows
 from safetensors.torch import load_file
 
 from dpo_lab.data.prepare import read_pairs
-from dpo_lab.preference.ref_cache import RefCache
 from dpo_lab.runtime.files import read_json, read_jsonl
 from dpo_lab.training.folder import RunFolder
 
@@ -146,16 +144,3 @@ def test_another_rank_than_the_adapter_s_is_refused(lab: Lab) -> None:
     assert child.code in (1, 2)
     assert "rank 8" in " ".join(child.text.split())
     assert "Traceback" not in child.text
-
-
-def test_a_kept_row_is_of_the_reference(lab: Lab) -> None:
-    """The cache's numbers are those that the held-out records show."""
-    folder = lab.train("optim.max_steps=1")
-    (file,) = lab.cache.rglob("*.sqlite")
-    cache = RefCache(file.parent.parent, file.stem, facts={})
-    with sqlite3.connect(file) as db:
-        kept = sorted(
-            logps.sum().item() for logps in cache.read([key for (key,) in db.execute("SELECT key FROM logps")])
-        )
-    for row in read_jsonl(folder.eval_pairs):
-        assert min(abs(row["ref_chosen_logps"] - value) for value in kept) < 1e-4

@@ -176,11 +176,9 @@ def fill(disk: Path) -> Any:
 
     def act(*_: Any, **__: Any) -> None:
         ballast = os.open(disk / "ballast", os.O_CREAT | os.O_WRONLY)
-        try:
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             while True:
                 os.write(ballast, b"x" * 4096)
-        except OSError as e:
-            assert e.errno == errno.ENOSPC
         os.truncate(ballast, os.fstat(ballast).st_size - 16_384)  # so that it is the weights that do not fit
 
     return act

@@ -79,8 +79,9 @@ def test_control_json_is_obeyed_at_the_next_step(lab: Lab, action: str, result: 
     assert status(folder)["status"] == result
     assert "not promising" in status(folder)["reason"]
     assert steps_done(folder) == 3
-    assert lab.train().done, "the order was for the former call"
-    assert [row["step"] for row in rows(folder, "train/")] == [1, 2, 3, 4, 5, 6]
+    if action == "stop":
+        assert lab.train().done, "the order was for the former call"
+        assert [row["step"] for row in rows(folder, "train/")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_order_that_makes_no_sense_is_ignored(tmp_path: Path) -> None:

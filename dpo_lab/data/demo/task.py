@@ -16,7 +16,8 @@ Row = dict[str, object]
 
 # Of 20 rejected answers: longer than the chosen one are the long blusters and half of the faked, about 40 %,
 # so that length does not give the label away.
-KINDS: tuple[Kind, ...] = ("curt",) * 8 + ("long_bluster",) * 6 + ("bluster",) * 4 + ("faked",) * 2
+SHARES: dict[Kind, int] = {"curt": 8, "long_bluster": 6, "bluster": 4, "faked": 2}
+KINDS: list[Kind] = [kind for kind, share in SHARES.items() for _ in range(share)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def rows(language: Language, families: tuple[Family, ...], count: int, seed: str
      "chosen": [{"role": "assistant", ...}], "rejected": [...], "family": "change"}
     """
     rng = random.Random(seed)
-    kinds = [KINDS[i % len(KINDS)] for i in range(count)]
+    kinds: list[Kind] = [KINDS[i % len(KINDS)] for i in range(count)]
     rng.shuffle(kinds)
     made: list[Row] = []
     seen: set[str] = set()
