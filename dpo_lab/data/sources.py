@@ -72,14 +72,16 @@ def read_hub(hub: HubData) -> list[Row]:
     from datasets import config
 
     offline = config.HF_HUB_OFFLINE
+    silent = not offline and not _hub_answers(hub.name)
     try:
         # `datasets` asks an unreachable hub six times over, for 23 s to 80 s. Offline it goes straight to its copy.
-        config.HF_HUB_OFFLINE = offline or not _hub_answers(hub.name)
+        config.HF_HUB_OFFLINE = offline or silent
         return list(datasets.load_dataset(hub.name, hub.config, split=hub.split))  # type: ignore[arg-type]
     except Exception as e:  # the hub, the network, Arrow, a builder: types differ, the advice is the same
+        reason = "the hub does not answer, and no copy is on this machine" if silent else _first_line(e)
         raise DataError(
             f"The dataset {hub.name} (config {hub.config}, split {hub.split}) could not be loaded from the hub: "
-            f"{_first_line(e)}. Check data.hub and the network; offline, download it elsewhere and use "
+            f"{reason}. Check data.hub and the network; offline, download it elsewhere and use "
             "data=file data.path=FILE."
         ) from e
     finally:

@@ -471,7 +471,7 @@ class Run:
         config = self.config.prompts
         if config.own:
             own = [[{"role": "user", "content": text}] for text in config.own]
-            ids = parts.template.encode([parts.template.render(m) for m in own])  # type: ignore[arg-type]
+            ids = parts.template.prompt_ids(own)  # type: ignore[arg-type]
             return list(zip(own, ids, strict=True))
         return [([dict(m) for m in e.pair.prompt], e.prompt_ids) for e in parts.data.heldout[: config.count]]  # type: ignore[misc]
 
