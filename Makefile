@@ -11,7 +11,7 @@ demo: $(CORE)
 	$(BIN)/python -m dpo_lab experiment=demo overwrite=true
 
 test: $(DEV)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -1,8 +1,12 @@
 """Model folders that many tests share. This file also puts tests/ on the path, so that `from tiny import ...` works."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Two workers share the machine: one thread each, also in the processes that tests start; torch reads it at import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -125,6 +125,8 @@ def outputs(config: Config) -> Iterable[str]:
     for key, path in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
         if path:
             yield from inputs.writable(key, path)
+    for name in ("runs", "sweeps"):
+        yield from inputs.writable("output_dir", f"{config.output_dir}/{name}")
     name = config.sweep.name
     if name is not None and (name in (".", "..") or "/" in name):
         yield f"sweep.name={name} must be a plain folder name. The folder above it is output_dir."

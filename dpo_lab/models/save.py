@@ -1,5 +1,7 @@
 """What a run leaves behind: a plain PEFT or Hugging Face folder that loads without this project."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,19 @@ def save_final(model: Any, tokenizer: Any, folder: Path, *, base: str, card: str
         base: what the adapter's configuration names as its base: a hub name or a local folder.
         card: text of README.md.
     """
+    from safetensors import SafetensorError
 
     def write(target: Path) -> None:
         with quiet_loading():
-            if hasattr(model, "peft_config"):
-                model.peft_config["default"].base_model_name_or_path = base
-                model.save_pretrained(target, selected_adapters=["default"], safe_serialization=True)
-            else:
-                model.save_pretrained(target, safe_serialization=True)
+            try:
+                if hasattr(model, "peft_config"):
+                    model.peft_config["default"].base_model_name_or_path = base
+                    model.save_pretrained(target, selected_adapters=["default"], safe_serialization=True)
+                else:
+                    model.save_pretrained(target, safe_serialization=True)
+            except SafetensorError as e:  # "I/O error: No space left on device (os error 28)" is no OSError
+                number = re.search(r"os error (\d+)", str(e))
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else e from e
             tokenizer.save_pretrained(target)
         atomic_write(target / "README.md", card)
 

@@ -17,6 +17,11 @@ from dpo_lab.runtime.build import build
 from dpo_lab.runtime.errors import Guarded
 from dpo_lab.runtime.files import digest
 
+NO_GRADIENT = (
+    "The gradient of the first step is zero, so nothing would be learned: the loss does not depend on what is trained. "
+    "Check lora.target_modules and the loss's hyper-parameters."
+)
+
 
 class PreferenceModule(lightning.LightningModule):
     """Trains the policy on whole steps, cut into micro-batches that change nothing but memory.
@@ -56,7 +61,8 @@ class PreferenceModule(lightning.LightningModule):
             **(self.optim.model_extra or {}),
         )  # fmt: skip
         name = "constant_with_warmup" if self.optim.schedule == "constant" else self.optim.schedule
-        warmup = math.ceil(self.optim.warmup_ratio * self.total_steps)
+        # The schedule's first rate is 0 while it warms up: a run of one step has none to spare.
+        warmup = min(math.ceil(self.optim.warmup_ratio * self.total_steps), self.total_steps - 1)
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -74,10 +80,7 @@ class PreferenceModule(lightning.LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         if self.step == 0 and self._grad_norm.item() == 0.0:
-            raise Guarded(
-                "The gradient of the first step is zero, so nothing would be learned: the loss does not depend on what "
-                "is trained. Check lora.target_modules and the loss's hyper-parameters."
-            )
+            raise Guarded(NO_GRADIENT)
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.step += 1
@@ -93,6 +96,8 @@ class PreferenceModule(lightning.LightningModule):
             per_token = self.forward_pass.logps(self.policy, layout)
             pairs = PairLogps.of(layout, per_token, self.reference.logps(layout).to(per_token.dtype))
             loss = self.objective(pairs)
+            if not loss.requires_grad:
+                raise Guarded(NO_GRADIENT)
             self.manual_backward(loss.sum() / total)
             parts.append(pairs)
             losses.append(loss.detach())
@@ -103,6 +108,12 @@ class PreferenceModule(lightning.LightningModule):
         limit = self.optim.grad_clip if self.optim.grad_clip is not None else math.inf
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
+        if not scaled and not torch.isfinite(self._grad_norm):
+            raise Guarded(
+                f"The gradient of step {self.step + 1} is not finite (norm {self._grad_norm.item()}), though its loss is. "
+                "Lower optim.lr, or check the loss where log-ratios are zero."
+            )
 
     def cpu(self) -> "PreferenceModule":
         """Stay on the device: Lightning calls this at the end of fit, and evaluation and samples come after it."""

@@ -234,16 +234,16 @@ class Run:
         from dpo_lab.training.setup import build_objective
 
         objective = build_objective(self.config)
+        before = self.reference_answers(parts)  # first: it may find the cache damaged, which is then filled anew
         self.fill_reference(parts)
         scorer = self.build_scorer(parts, objective)
         self.check_agreement(parts)
-        before = self.reference_answers(parts)
         if resume is None and len(scorer):
             self.record(scorer.start(lambda n: self.interrupt.check()), 0)
         began = time.monotonic()
         self.fit(parts, objective, scorer, resume)
         self.train_seconds = time.monotonic() - began
-        if len(scorer):
+        if not self._evaluated(parts.steps):  # a former call may have come so far
             self.evaluate(scorer, parts, parts.steps)
         self.write_samples(parts, before)
         history = read_jsonl(self.folder.metrics)
@@ -426,6 +426,8 @@ class Run:
 
     def evaluate(self, scorer: "Scorer", parts: Parts, step: int) -> None:
         """Score the held-out pairs with the policy as it is."""
+        if not len(scorer):
+            return
         with self.terminal.progress("held-out pairs", len(scorer), unit="pairs", summary=False) as bar:
             scores = scorer.score(parts.policy, bar.advance)
         self.record(scores, step)
@@ -436,9 +438,12 @@ class Run:
         )
 
     def record(self, scores: "Scores", step: int) -> None:
-        """One evaluation, in all places."""
-        self.log_metrics({f"val/{name}": value for name, value in scores.metrics.items()}, step)
+        """One evaluation, in all places; metrics last, so that they say that the rest is there."""
         write_jsonl(self.folder.eval_pairs, [{"step": step} | row for row in scores.records])
+        self.log_metrics({f"val/{name}": value for name, value in scores.metrics.items()}, step)
+
+    def _evaluated(self, step: int) -> bool:
+        return any(row["step"] == step and "val/loss" in row for row in read_jsonl(self.folder.metrics))
 
     def reference_answers(self, parts: Parts) -> list[tuple[list[dict[str, str]], list[int], str]]:
         """The reference's greedy answers to the fixed prompts, from the cache where they are known."""
