@@ -82,3 +82,11 @@ class RunFolder:
             self.write_status("failed", reason, traceback=traceback.format_exc())
         except OutputError as second:
             e.add_note(f"(status.json could not be written either: {second})")
+
+
+def short(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path

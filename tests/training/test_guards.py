@@ -151,7 +151,7 @@ def test_a_result_that_cannot_be_written_ends_the_run_without_a_result(lab: Lab)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # an adapter takes 36 KB
 
     folder = lab.folder()
-    child = lab.call(first=at("dpo_lab.models.save:save_final", limit))
+    child = lab.call(first=at("dpo_lab.training.align:save_final", limit))
     refused(child, folder.path, "final", os.strerror(errno.EFBIG))
     assert not list(folder.path.glob(".*.tmp")), "nothing half-written is left"
     assert lab.train().done
@@ -183,7 +183,7 @@ def fill(disk: Path) -> Any:
     return act
 
 
-@pytest.mark.parametrize("where", [SAVE, "dpo_lab.models.save:save_final"], ids=["at a checkpoint", "at the end"])
+@pytest.mark.parametrize("where", [SAVE, "dpo_lab.training.align:save_final"], ids=["at a checkpoint", "at the end"])
 def test_a_full_disk_is_said_and_costs_nothing_once_there_is_room(lab: Lab, small_disk: Path, where: str) -> None:
     full = Lab(lab.root, lab.model, lab.data, output=small_disk)
     child = full.call(first=at(where, fill(small_disk), call=2 if where == SAVE else 1))
@@ -220,7 +220,7 @@ def test_a_file_in_the_place_of_the_runs_is_refused(lab: Lab) -> None:
 
 
 def test_running_without_a_holder_is_an_interrupted_run(lab: Lab) -> None:
-    child = lab.train_in_child(first=at("dpo_lab.training.run:Run.fit", send(signal.SIGKILL)))
+    child = lab.train_in_child(first=at("dpo_lab.training.align:Run.fit", send(signal.SIGKILL)))
     assert child.code == 137
     assert status(lab.folder())["status"] == "running"
     assert lab.train().done

@@ -28,9 +28,9 @@ def half_a_row(log: Any, *_: Any) -> None:
 
 # In the order of a run: every kill hits what the one before had to leave undone.
 KILLS = {
-    "before anything": at("dpo_lab.training.run:Run.__init__", DIE),
+    "before anything": at("dpo_lab.training.align:Run.__init__", DIE),
     "in the reference pass": at("dpo_lab.preference.ref_cache:RefCache.write", DIE, call=4),
-    "before the first step": at("dpo_lab.training.run:Run.fit", DIE),
+    "before the first step": at("dpo_lab.training.align:Run.fit", DIE),
     "in the first checkpoint": at("dpo_lab.training.checkpoint:_write", half_a_checkpoint),
     "before its checksum": at("dpo_lab.training.checkpoint:write_json", DIE),
     "before the second checkpoint is whole": at("dpo_lab.training.checkpoint:write_json", DIE, call=2),
@@ -38,7 +38,7 @@ KILLS = {
     "in a row of metrics": at("dpo_lab.training.trackers:MetricsFile.log", half_a_row, call=3),
     "while an old checkpoint is deleted": at("dpo_lab.training.checkpoint:remove", DIE, call=2),
     "in the last evaluation": at("dpo_lab.inference.scoring:Scorer.score", DIE),
-    "after the last evaluation": at("dpo_lab.training.run:Run.write_samples", DIE),
+    "after the last evaluation": at("dpo_lab.training.align:Run.write_samples", DIE),
     "while the result is written": at("dpo_lab.models.save:atomic_write", DIE),
     "before the status is written": at("dpo_lab.training.folder:RunFolder.write_status", DIE, call=2),
 }
@@ -94,7 +94,7 @@ def test_metrics_after_the_checkpoint_are_cut(lab: Lab) -> None:
         first=at("dpo_lab.training.trackers:MetricsFile.log", DIE, call=8)
     )  # step 5 is logged, 4 is saved
     assert steps_done(folder) == 5
-    lab.train_in_child(first=at("dpo_lab.training.run:Run.align", DIE))
+    lab.train_in_child(first=at("dpo_lab.training.align:Run.align", DIE))
     assert [row["step"] for row in rows(folder)] == [0, 1, 2, 3, 3, 4]
 
 
@@ -105,7 +105,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(lab: Lab) -> None:
     def wait(*_: Any) -> None:
         until(lambda: not held.exists())
 
-    first = lab.start(first=at("dpo_lab.training.run:Run.write_samples", wait))
+    first = lab.start(first=at("dpo_lab.training.align:Run.write_samples", wait))
     folder = lab.folder()
     until(lambda: steps_done(folder) == 6, first)
     before = folder.metrics.read_bytes()

@@ -103,16 +103,16 @@ def test_every_way_to_have_the_reference_gives_the_same_run(lab: Lab, precision:
 def test_the_cache_is_shared_by_runs_that_differ_in_what_the_reference_does_not_depend_on(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tiny_qwen: Path
 ) -> None:
-    from dpo_lab.preference import reference
+    from dpo_lab.training import reference_pass
 
     computed = [0]  # pairs, a number a run
-    original = reference.fill_cache
+    original = reference_pass.fill_cache
 
     def counted(cache: Any, layouts: Any, *args: Any, **kwargs: Any) -> None:
         computed[-1] += sum(len(layout) for layout in layouts)
         original(cache, layouts, *args, **kwargs)
 
-    monkeypatch.setattr(reference, "fill_cache", counted)
+    monkeypatch.setattr(reference_pass, "fill_cache", counted)
     short = ("optim.max_steps=9", "trainer.kl_pairs=0", "prompts=none")
     for more in ([], ["loss.beta=0.5"], ["optim.lr=1e-3", "seed=4"], ["lora=r16", "loss=ipo"]):
         lab.train(*short, *more)

@@ -1,0 +1,157 @@
+"""What a run is made of, and how it is loaded."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpo_lab.config.paths import expand
+from dpo_lab.config.schema import Config
+from dpo_lab.data.module import count_steps
+from dpo_lab.data.prepare import Prepared, Split, prepare
+from dpo_lab.data.templates import Template
+from dpo_lab.models.load import load_tokenizer
+from dpo_lab.models.lora import parameter_counts
+from dpo_lab.models.precision import Precision, resolve_precision
+from dpo_lab.models.quiet import quiet_running
+from dpo_lab.preference.forward import Forward
+from dpo_lab.preference.ref_cache import RefCache
+from dpo_lab.preference.reference import ModelContext, Reference
+from dpo_lab.runtime.errors import ConfigError
+from dpo_lab.runtime.facts import device_facts, git_commit, versions
+from dpo_lab.runtime.files import write_json
+from dpo_lab.training import setup
+from dpo_lab.training.folder import RunFolder
+from dpo_lab.training.interrupt import Interrupt
+from dpo_lab.training.setup import Start
+from dpo_lab.training.terminal import Terminal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What was asked, where it goes, and who may end it."""
+
+    config: Config
+    tree: dict[str, Any]
+    folder: RunFolder
+    terminal: Terminal
+    interrupt: Interrupt
+
+    @property
+    def id(self) -> str:
+        """The run's id, the name of its folder."""
+        return self.folder.path.name
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where converted models and the reference's log-probs are kept."""
+        return expand(self.config.cache_dir)
+
+
+@dataclass
+class Parts:
+    """What a run is made of, once loaded."""
+
+    start: Start
+    template: Template
+    data: Prepared
+    precision: Precision
+    device: torch.device
+    policy: nn.Module
+    forward: Forward
+    cache: RefCache
+    reference: Reference
+    start_model: ModelContext  # the reference as a model; valid until the first update
+    tokens: int  # padded tokens of a training micro-batch
+    steps: int
+    facts: dict[str, Any]
+
+
+def load_parts(run: RunContext, split: Split, microbatch: int | None) -> Parts:
+    """Data, model and reference; what can be wrong with the cheaper ones is found first.
+
+    Args:
+        run: what was asked.
+        split: the pairs.
+        microbatch: tokens of a micro-batch in the checkpoint that the run goes on from.
+    """
+    config = run.config
+    with run.terminal.working("loading the model") as say:
+        quiet_running()
+        torch.manual_seed(config.seed)
+        accelerator, device = setup.choose_device(config.trainer.accelerator)
+        precision = resolve_precision(config, accelerator)
+        start = setup.find_start(config, run.cache_dir, say)
+        template = Template(load_tokenizer(start.located, config.model), config.template.name)
+        data = prepare(split, config.data, template)
+        optim = config.optim
+        steps = count_steps(
+            len(data.train), batch_size=optim.batch_size, epochs=optim.epochs, max_steps=optim.max_steps
+        )
+        if steps < 1:
+            raise ConfigError(
+                f"{len(data.train)} training pairs x optim.epochs={optim.epochs:g} make no step of "
+                f"optim.batch_size={optim.batch_size} pairs. Lower optim.batch_size, or raise optim.epochs."
+            )
+        log.info("data ready: %s; held out: %s", data.train_counts, data.heldout_counts)
+        say("loading the model")
+        policy = setup.load_policy(config, start, precision, device)
+        log.info("model loaded: %s from %s", start.located.name, start.located.path)
+        run.interrupt.check()
+        forward = Forward(precision.autocast)
+        reference_id, reference_facts = setup.reference_identity(config, start, precision)
+        cache = RefCache(run.cache_dir, reference_id, facts=reference_facts)
+        reference, start_model = setup.build_reference(config, start, policy, cache, forward, precision)
+        lm: Any = policy
+        tokens = microbatch or setup.microbatch_tokens(config, lm.config, precision, device)
+        if config.trainer.microbatch_tokens != "auto":
+            tokens = config.trainer.microbatch_tokens
+    trainable, total = parameter_counts(policy)
+    facts = {
+        "name": f"dpo_lab run {run.id}",
+        "run_id": run.id,
+        "versions": versions(),
+        "commit": git_commit(),
+        "device": device_facts(),
+        "accelerator": accelerator,
+        "threads": torch.get_num_threads(),
+        "precision": str(precision),
+        "quant": f"{config.quant.bits}-bit" if config.quant.bits else "none",
+        "model": {"name": start.located.name, "note": start.located.note, "identity": start.identity}
+        | {"path": str(start.located.path)},
+        "template": config.template.name,
+        "reference": {"mode": reference.mode, "what": start.what, "identity": reference_id},
+        "data": data.facts(),
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "microbatch_tokens": tokens,
+        "loss": _node(config.loss.model_dump(by_alias=True)),
+        "optim": _node(config.optim.model_dump(by_alias=True)),
+        "steps": steps,
+    }
+    write_json(run.folder.facts, facts)
+    return Parts(
+        start,
+        template,
+        data,
+        precision,
+        device,
+        policy,
+        forward,
+        cache,
+        reference,
+        start_model,
+        tokens,
+        steps,
+        facts,
+    )
+
+
+def _node(node: dict[str, Any]) -> str:
+    name = node.pop("_target_").rsplit(".", 1)[-1]
+    return f"{name}({', '.join(f'{k}={v}' for k, v in node.items() if v is not None)})"

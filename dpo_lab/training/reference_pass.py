@@ -1,0 +1,78 @@
+"""The reference's log-probs before training: computed where they are not on disk, and checked against the policy."""
+
+import logging
+
+import torch
+
+from dpo_lab.data.collate import microbatches
+from dpo_lab.data.module import step_pairs
+from dpo_lab.data.types import Example
+from dpo_lab.preference.ref_cache import answer_key
+from dpo_lab.preference.reference import fill_cache
+from dpo_lab.runtime.errors import Guarded, LabError
+from dpo_lab.runtime.files import write_json
+from dpo_lab.training.parts import Parts, RunContext
+
+log = logging.getLogger(__name__)
+
+
+def fill_reference(run: RunContext, parts: Parts) -> None:
+    """Compute the reference's log-probs that are not on disk yet; parallel runs wait for the one that computes."""
+    if parts.reference.mode != "cached":
+        return
+    optim, train = run.config.optim, parts.data.train
+    if parts.steps * optim.batch_size < len(train):
+        rows = [
+            row
+            for step in range(parts.steps)
+            for row in step_pairs(step, len(train), batch_size=optim.batch_size, seed=run.config.data.seed)
+        ]
+        train = [train[row] for row in sorted(set(rows))]
+    examples = [*train, *parts.data.heldout]
+    keys = [[answer_key(e.prompt_ids, ids) for ids in (e.chosen_ids, e.rejected_ids)] for e in examples]
+    with parts.cache.filling(lambda: run.terminal.say("waiting for another run that computes the same reference")):
+        for attempt in range(3):  # a damaged file may be found only by writing to it, and is then begun anew
+            missing = set(parts.cache.missing(key for pair in keys for key in pair))
+            todo = [e for e, pair in zip(examples, keys, strict=True) if missing & set(pair)]
+            if not todo:
+                if attempt == 0:
+                    run.terminal.say(f"reference: all {len(examples)} pairs are in the cache")
+                break
+            _compute(run, parts, todo, len(examples))
+        else:
+            raise LabError(f"The reference cache in {run.cache_dir} loses what is written to it. Check the disk.")
+    if parts.cache.damaged:
+        run.terminal.say(f"{parts.cache.damaged} damaged entries of the reference cache were computed again")
+
+
+def _compute(run: RunContext, parts: Parts, todo: list[Example], total: int) -> None:
+    layouts = microbatches(todo, list(range(len(todo))), tokens=2 * parts.tokens)
+    with run.terminal.progress("reference", total, total - len(todo), unit="pairs") as bar:
+
+        def on_batch(n: int) -> None:
+            bar.advance(n)
+            run.interrupt.check()
+
+        fill_cache(parts.cache, layouts, parts.start_model, parts.forward, device=parts.device, on_batch=on_batch)
+
+
+def check_agreement(run: RunContext, parts: Parts) -> None:
+    """Before the first update, in eval mode, policy and reference must be the same model."""
+    train = parts.data.train
+    rows = step_pairs(0, len(train), batch_size=run.config.optim.batch_size, seed=run.config.data.seed)[:4]
+    first = [train[row] for row in rows]
+    layout = microbatches(first, rows, tokens=parts.tokens)[0].to(parts.device)
+    parts.policy.eval()
+    with torch.no_grad():
+        gap = (parts.forward.logps(parts.policy, layout) - parts.reference.logps(layout)).abs().mean().item()
+    limit = 2e-2 if run.config.quant.bits == 8 else parts.precision.tolerance
+    parts.facts["reference"]["start_gap"] = gap
+    write_json(run.folder.facts, parts.facts)
+    if not gap <= limit:
+        raise Guarded(
+            f"Before the first update policy and reference differ by {gap:.2e} nats per token on average (at most "
+            f"{limit:.0e} is rounding), so rewards would be wrong from the start. Reference: {parts.start.what}, "
+            f"reference.mode={parts.reference.mode}. Delete {run.cache_dir / 'reference'} if the weights of a "
+            "folder were changed in place."
+        )
+    log.info("policy and reference agree to %.1e nats per token", gap)

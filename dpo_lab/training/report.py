@@ -1,0 +1,98 @@
+"""What a run says of itself: the facts before, the results after."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dpo_lab.runtime.files import read_jsonl
+from dpo_lab.training.checkpoint import last_step
+from dpo_lab.training.folder import short
+from dpo_lab.training.parts import Parts, RunContext
+from dpo_lab.training.trackers import Tracker
+
+SWEEP_HINT = "loss.beta=0.05,0.1,0.2"
+
+
+def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[str, Any] | None) -> None:
+    """The facts of the run in ten lines."""
+    config, located, facts = run.config, parts.start.located, parts.facts
+    share = facts["trainable_parameters"] / facts["parameters"]
+    lora = config.lora
+    adapter = f"LoRA r {lora.r}, alpha {lora.alpha:g}: " if lora.r else "full fine-tuning: "
+    model = f"{located.name}{f' ({located.note})' if located.note else ''}"
+    if config.quant.bits:
+        model += f", {config.quant.bits}-bit"
+    threads = f"{facts['threads']} threads" if parts.device.type == "cpu" else facts["device"]["gpus"][0]["name"]
+    split = f"{len(parts.data.heldout)} held out" if parts.data.heldout else "none held out: no evaluation"
+    optim, loss = config.optim, config.loss
+    beta = f" beta {loss.beta:g}" if loss.beta is not None else ""
+    rows = {
+        "model": f"{model}, {parts.precision} on {parts.device.type} ({threads})",
+        "trained": f"{adapter}{facts['trainable_parameters']:,} of {facts['parameters']:,} parameters ({share:.1%})",
+        "reference": f"{parts.start.what}, {parts.reference.mode}"
+        + ("" if parts.reference.model else " (not in memory, so no val/kl: reference.mode=frozen has it)"),
+        "data": f"{_data_name(run)} ({parts.data.format}): {parts.data.train_counts}; {split}"
+        + (f" ({parts.data.heldout_counts})" if parts.data.heldout_counts.dropped else ""),
+        "loss": f"{loss.target.rsplit('.', 1)[-1]}{beta}, log-probs {'summed' if loss.average == 'sum' else 'averaged'}"
+        f" over tokens; template {config.template.name}",
+        "steps": f"{parts.steps} of {optim.batch_size} pairs; lr {optim.lr:g}, {optim.schedule}, "
+        f"{optim.target.rsplit('.', 1)[-1]}",
+        "log": tracker.note or config.logger.name,
+        "folder": str(short(run.folder.path)),
+    }
+    run.terminal.header(f"dpo_lab  run {run.id}", rows)
+    if resume is not None:
+        run.terminal.say(f"going on from step {resume['step']} of {parts.steps}")
+
+
+def show_footer(
+    run: RunContext,
+    parts: Parts,
+    summary: dict[str, float],
+    tracker: Tracker,
+    samples: list[dict[str, Any]],
+    seconds: float,
+) -> None:
+    """What came out and what to do next; `seconds` were spent in training."""
+    history = read_jsonl(run.folder.metrics)
+    start = {k.removeprefix("val/"): v for k, v in _first(history).items()}
+    end = {k.removeprefix("val/"): v for k, v in summary.items() if k.startswith("val/")}
+    run.terminal.samples(samples)
+    run.terminal.results(start, end, seconds, parts.steps)
+    folder = short(run.folder.path)
+    what = "adapter" if run.config.lora.r else "model"
+    rows = {
+        what: f"{folder}/final",
+        "curves": f"{folder}/curves.html",
+        "train on": f"python -m dpo_lab {shlex.join([*_overrides(run), f'init_from={folder}'])}",
+    }
+    if run.config.sweep.name is None:
+        rows["sweep"] = f"python -m dpo_lab --multirun {shlex.join([*_overrides(run), SWEEP_HINT])}"
+    if tracker.note and "wandb sync" in tracker.note:
+        rows["W&B"] = tracker.note[tracker.note.index("wandb sync") :]
+    run.terminal.facts(rows)
+
+
+def say_how_to_go_on(run: RunContext, parts: Parts) -> None:
+    """Where an interrupted run stands."""
+    step = last_step(run.folder.checkpoints)
+    where = f"with step {step} of {parts.steps} saved" if step is not None else "before the first checkpoint"
+    run.terminal.say(f"Stopped {where}. The same command goes on from there: {short(run.folder.path)}")
+
+
+def _first(history: list[dict[str, Any]]) -> dict[str, Any]:
+    return next((row for row in history if row.get("step") == 0 and "val/loss" in row), {})
+
+
+def _overrides(run: RunContext) -> list[str]:
+    """What the user gave on the command line, as Hydra recorded it."""
+    file = run.folder.path / ".hydra" / "overrides.yaml"
+    given = OmegaConf.load(file) if file.is_file() else []
+    return [str(o) for o in given if not str(o).startswith(("sweep.name=", "init_from=", "overwrite="))]
+
+
+def _data_name(run: RunContext) -> str:
+    data = run.config.data
+    return Path(data.path.removeprefix("pkg://")).name if data.path else data.hub.name if data.hub else "data"
