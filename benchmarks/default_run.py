@@ -1,6 +1,6 @@
 """Time and peak memory of a run, cold (reference computed) and again (reference cached).
 
-    python benchmarks/default_run.py [OVERRIDE ...]        default: no override, the default run
+    python benchmarks/default_run.py [--once] [OVERRIDE ...]        no override is the default run; --once: cold only
 
 Each run is a fresh process with an output folder of its own; the first also starts with an empty reference cache. The
 converted model is there before, as it is from the second run on. Writes benchmarks/results/default_run.json (or
@@ -24,7 +24,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    overrides = sys.argv[1:]
+    overrides = [word for word in sys.argv[1:] if word != "--once"]
+    labels = ("cold",) if "--once" in sys.argv else ("cold", "reference_cached")
     name = "demo_run" if "experiment=demo" in overrides else "default_run"
     cache = Path("~/.cache/dpo_lab").expanduser()
     with tempfile.TemporaryDirectory() as scratch:
@@ -34,10 +35,7 @@ def main() -> None:
             (own_cache / "models").symlink_to(cache / "models")
         common = [*overrides, f"cache_dir={own_cache}", "logger.mode=offline"]
         plan = run([*common, f"output_dir={scratch}/plan", "plan=true"], Path(scratch) / "plan")
-        runs = {
-            label: run([*common, f"output_dir={scratch}/{label}"], Path(scratch) / label)
-            for label in ("cold", "reference_cached")
-        }
+        runs = {label: run([*common, f"output_dir={scratch}/{label}"], Path(scratch) / label) for label in labels}
         shutil.rmtree(own_cache / "reference", ignore_errors=True)
     result = {
         "overrides": overrides,

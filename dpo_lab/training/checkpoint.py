@@ -54,7 +54,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     with open(path, "wb") as handle:
         watched = _Watched(handle)
         try:
-            torch.save(state, watched)
+            torch.save(state, watched)  # pyright: ignore[reportArgumentType]
         except RuntimeError as e:  # torch hides the OSError of a full disk
             raise watched.error or e from e
         handle.flush()

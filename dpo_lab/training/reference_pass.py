@@ -59,7 +59,7 @@ def _compute(run: RunContext, parts: Parts, todo: list[Example], total: int) -> 
 def check_agreement(run: RunContext, parts: Parts) -> None:
     """Before the first update, in eval mode, policy and reference must be the same model."""
     train = parts.data.train
-    rows = step_pairs(0, len(train), batch_size=run.config.optim.batch_size, seed=run.config.data.seed)[:4]
+    rows = step_pairs(0, len(train), batch_size=run.config.optim.batch_size, seed=run.config.data.seed)[:2]
     first = [train[row] for row in rows]
     layout = microbatches(first, rows, tokens=parts.tokens)[0].to(parts.device)
     parts.policy.eval()
