@@ -54,7 +54,7 @@ class Quant(Group):
     type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
     compute_dtype: Dtype = "auto"
-    threshold: NotNegative = 6.0
+    threshold: NotNegative = 0.0
 
 
 class Lora(Group):

@@ -104,7 +104,7 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None) -> Parts:
         log.info("model loaded: %s from %s", start.located.name, start.located.path)
         run.interrupt.check()
         forward = Forward(precision.autocast)
-        reference_id, reference_facts = setup.reference_identity(config, start, precision)
+        reference_id, reference_facts = setup.reference_identity(config, start, precision, device)
         cache = RefCache(run.cache_dir, reference_id, facts=reference_facts)
         reference, start_model = setup.build_reference(config, start, policy, cache, forward, precision)
         lm: Any = policy

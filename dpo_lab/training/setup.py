@@ -114,7 +114,9 @@ def build_reference(
     return LiveReference(mode, context, forward), context
 
 
-def reference_identity(config: Config, start: Start, precision: Precision) -> tuple[str, dict[str, Any]]:
+def reference_identity(
+    config: Config, start: Start, precision: Precision, device: torch.device
+) -> tuple[str, dict[str, Any]]:
     """What changes the reference's log-probs, hashed and in words; loss, lr, rank and seed do not."""
     facts = {
         "version": CACHE_VERSION,
@@ -125,6 +127,7 @@ def reference_identity(config: Config, start: Start, precision: Precision) -> tu
         "compute": precision.name,
         "weights_dtype": str(precision.weights),
         "quant_compute": str(precision.quant_compute) if config.quant.bits == 4 else None,
+        "int8_on": device.type if config.quant.bits == 8 else None,  # bitsandbytes computes otherwise on a CPU
     }
     hashed = {k: v for k, v in facts.items() if k not in ("what", "model")}
     return digest(repr(sorted(hashed.items()))), facts

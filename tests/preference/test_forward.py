@@ -93,3 +93,14 @@ def test_all_logits_never_exist_in_a_models_forward_and_backward(
     assert all(p.grad is not None for p in trained(policy).values())
     assert len(layout.targets) > 150
     assert seen.numel <= 32 * vocabulary  # a chunk of logits is 16 x 4000, the embedding 4000 x 32
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_mode_and_gradients_do_not_change_the_log_probs(name: str, request: pytest.FixtureRequest) -> None:
+    case = CASES[name]
+    policy = tiny_policy(request.getfixturevalue(case.fixture), case.precision, moved=0.3, **case.quant)
+    layout = collate(EXAMPLES[:4], list(range(4)))
+    with torch.no_grad():
+        evaluated = Forward().logps(policy.eval(), layout)
+    trained_mode = Forward().logps(policy.train(), layout).detach()
+    assert (trained_mode - evaluated).abs().max() < min(case.tolerance, 1e-5)

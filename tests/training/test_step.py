@@ -108,7 +108,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("objective", [DPO, IPO], ids=["dpo", "ipo"])
 @pytest.mark.parametrize(
-    "name", ["llama fp32", "llama fp64", "qwen2 fp32", "qwen2 fp64", "4-bit", "8-bit, no outliers"]
+    "name", ["llama fp32", "llama fp64", "qwen2 fp32", "qwen2 fp64", "4-bit", "8-bit, outliers apart"]
 )
 def test_eight_pairs_have_one_gradient_however_they_are_cut(
     name: str, objective: Objective, request: pytest.FixtureRequest
