@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_lab.config import check as rules
 from dpo_lab.config import cli
+from dpo_lab.config.rules import machine
 
 Case = tuple[list[str], list[str]]
 
@@ -302,11 +302,11 @@ class TestMachine:
     """What the machine lacks."""
 
     def test_no_gpu_is_said_where_there_is_certainly_none(self, refused, monkeypatch):
-        monkeypatch.setattr(rules, "_may_have_gpu", lambda: False)
+        monkeypatch.setattr(machine, "may_have_gpu", lambda: False)
         assert "this machine has no GPU" in refused("trainer=gpu")
 
     def test_a_gpu_that_may_be_there_is_left_to_the_run(self, monkeypatch):
-        monkeypatch.setattr(rules, "_may_have_gpu", lambda: True)
+        monkeypatch.setattr(machine, "may_have_gpu", lambda: True)
         assert cli.prepare(["trainer=gpu"])
 
     @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ class TestMachine:
         ],
     )
     def test_a_missing_package_is_named_with_its_remedy(self, refused, monkeypatch, words, fragment):
-        monkeypatch.setattr(rules, "_installed", lambda package: False)
+        monkeypatch.setattr(machine, "installed", lambda package: False)
         assert fragment in refused(*words)
 
 

@@ -1,0 +1,60 @@
+"""Rules of data, outputs, device and logger."""
+
+import math
+from collections.abc import Iterable
+
+from dpo_lab.config import inputs
+from dpo_lab.config.rules import machine
+from dpo_lab.config.schema import Config
+
+
+def data(config: Config) -> Iterable[str]:
+    """There must be pairs, and enough of them."""
+    d, o = config.data, config.optim
+    if d.path is None and d.hub is None:
+        yield "No data: give data=file data.path=FILE, or data=hub data.hub.name=OWNER/NAME."
+    if d.path and d.eval_path and not d.path.startswith("pkg://") and d.eval_path.startswith("pkg://"):
+        yield (
+            f"data.path={d.path} would be evaluated on the demo's pairs ({d.eval_path}). Use data=file data.path=FILE, "
+            "or give data.eval_path=FILE too."
+        )
+    for key, path in (("data.path", d.path), ("data.eval_path", d.eval_path)):
+        if path:
+            yield from inputs.data_file(key, path)
+    if d.max_pairs is not None and o.max_steps is None and math.floor(d.max_pairs * o.epochs / o.batch_size) < 1:
+        yield (
+            f"data.max_pairs={d.max_pairs} is not enough for one step: optim.epochs={o.epochs:g} of them make "
+            f"{d.max_pairs * o.epochs:g} pairs, a step takes optim.batch_size={o.batch_size}. Raise one or lower the other."
+        )
+
+
+def outputs(config: Config) -> Iterable[str]:
+    """Folders that the run writes must be writable, and a sweep's name the name of one folder."""
+    for key, path in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
+        if path:
+            yield from inputs.writable(key, path)
+    for name in ("runs", "sweeps"):
+        yield from inputs.writable("output_dir", f"{config.output_dir}/{name}")
+    name = config.sweep.name
+    if name is not None and (name in (".", "..") or "/" in name):
+        yield f"sweep.name={name} must be a plain folder name. The folder above it is output_dir."
+
+
+def device(config: Config) -> Iterable[str]:
+    """What the device cannot do."""
+    t = config.trainer
+    if t.accelerator == "gpu" and not machine.may_have_gpu():
+        yield "trainer.accelerator=gpu, but this machine has no GPU. Use trainer=auto or trainer=cpu."
+    if t.accelerator == "cpu" and t.precision == "fp16":
+        yield (
+            "trainer.precision=fp16 does not work on a CPU. Use 32 or bf16, or trainer.precision=fp16_on_gpu, "
+            "which is fp16 on a GPU and auto on a CPU."
+        )
+
+
+def logger(config: Config) -> Iterable[str]:
+    """The logger's package must be there."""
+    name = config.logger.name
+    if name != "none" and not machine.installed(name):
+        package = "wandb" if name == "wandb" else '"dpo_lab[tensorboard]"'
+        yield f"logger.name={name} needs a package that is not installed: pip install {package}. Or use logger=none."
