@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from dpo_lab.config.schema import Lora, Model, Quant
+from dpo_lab.config.schema import Lora, Model, Quant, Rope
 from dpo_lab.data.templates import Template
 from dpo_lab.data.tokenize import tokenize
 from dpo_lab.data.types import Example, Message, Pair
@@ -80,7 +80,8 @@ def write_tiny_model(folder: Path, family: str = "llama", *, template: str | Non
 def plain_model(folder: Path | str) -> Model:
     """conf/model for a local folder."""
     return Model(
-        name=None, path=str(folder), revision=None, wheel=None, dtype="auto", attn="auto",
+        name=None, hub="hf", names={}, path=str(folder), revision=None, wheel=None,
+        rope=Rope(type="none", factor=None), dtype="auto", attn="auto",
         gradient_checkpointing=False, trust_remote_code=False,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from dpo_lab.config.rules import adapter, model, objective, run
+from dpo_lab.config.rules import adapter, loss, model, objective, reference, run
 from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS, Config, flatten
 
 
@@ -35,6 +35,11 @@ def without_effect(config: Config, given: Collection[str]) -> Iterable[str]:
         )
     if "optim.epochs" in given and o.max_steps is not None and "optim.max_steps" in given:
         yield f"optim.epochs={o.epochs:g} has no effect beside optim.max_steps={o.max_steps}. Drop one of them."
+    if "loss.f_alpha" in given and config.loss.f_divergence != "alpha":
+        yield (
+            f"loss.f_alpha={config.loss.f_alpha:g} has no effect with loss.f_divergence={config.loss.f_divergence}. "
+            "Drop it, or add loss.f_divergence=alpha."
+        )
     if "prompts.count" in given and p.own and "prompts.own" in given:
         yield f"prompts.count={p.count} has no effect beside prompts.own. Drop one of them."
 
@@ -43,13 +48,17 @@ RULES: tuple[Callable[[Config], Iterable[str]], ...] = (
     texts,
     model.model,
     model.quantisation,
+    model.template,
     adapter.adapter,
-    adapter.reference,
+    reference.reference,
+    reference.source,
     run.data,
-    adapter.start,
+    reference.start,
     run.outputs,
     run.device,
     run.logger,
-    objective.loss,
+    loss.loss,
+    loss.modifiers,
     objective.optimizer,
+    objective.optimizer_fits,
 )

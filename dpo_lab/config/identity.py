@@ -16,7 +16,8 @@ from dpo_lab.runtime.files import fingerprint
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
     "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra"),
-    "trainer": ("accelerator", "microbatch_tokens", "checkpoint_every"),
+    "reference": ("device",),
+    "trainer": ("accelerator", "devices", "microbatch_tokens", "checkpoint_every"),
 }
 
 
@@ -30,13 +31,22 @@ def run_id(tree: dict[str, Any]) -> str:
             kept[group] = {k: v for k, v in kept[group].items() if k not in keys}
     model, data = kept["model"], kept["data"]
     if model["path"] is not None:  # the folder is the model: what it is called does not matter
-        kept["model"] = {**model, "path": _content(model["path"], memo), "name": None, "wheel": None}
+        kept["model"] = {**model, "path": _content(model["path"], memo), "name": None, "names": {}, "wheel": None}
+    else:  # of the names only the one that is asked for
+        name = model["name"] or model["names"].get(model["hub"])
+        kept["model"] = {**model, "name": name, "names": {}}
+    if kept["template"]["path"] is not None:
+        kept["template"] = {**kept["template"], "path": _content(kept["template"]["path"], memo)}
     kept["data"] = {**data, "eval_path": _content(data["eval_path"], memo)}
     if data["path"] is not None:
         kept["data"] |= {"path": _content(data["path"], memo), "hub": None}
-    if kept["init_from"] is not None:
-        kept["init_from"] = _content(str(expand(kept["init_from"]) / "final"), memo)
-    kept["code"] = {group: _own_code(kept[group].get("_target_"), memo) for group in ("loss", "optim")}
+    if kept["lora"]["adapter"] is not None:
+        kept["lora"] = {**kept["lora"], "adapter": _result(kept["lora"]["adapter"], memo)}
+    if kept["reference"]["path"] is not None:
+        kept["reference"] = {**kept["reference"], "path": _result(kept["reference"]["path"], memo)}
+    targets = {group: kept[group].get("_target_") for group in ("loss", "optim")}
+    targets |= {name: term.get("_target_") for name, term in (kept["loss"].get("terms") or {}).items()}
+    kept["code"] = {name: _own_code(target, memo) for name, target in targets.items()}
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -47,6 +57,13 @@ def _normal(tree: dict[str, Any]) -> dict[str, Any]:
         return Config.model_validate(tree).model_dump(by_alias=True)
     except ValidationError:
         return tree  # nothing will run: the door reports what is wrong
+
+
+def _result(path: str, memo: Path) -> str | None:
+    """Of a run its result, of a folder its content; a hub's name is itself."""
+    folder = expand(path)
+    final = folder / "final"
+    return _content(str(final if final.is_dir() else folder), memo) if folder.exists() else path
 
 
 def _content(path: str | None, memo: Path) -> str | None:

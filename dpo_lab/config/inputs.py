@@ -11,6 +11,7 @@ from dpo_lab.config.paths import DEMO_DIR, expand
 from dpo_lab.runtime.files import read_json
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+GGUF = ".gguf"
 
 
 def data_file(key: str, path: str) -> list[str]:
@@ -34,36 +35,75 @@ def data_file(key: str, path: str) -> list[str]:
 
 
 def model_folder(path: str) -> list[str]:
-    """A folder in Hugging Face format."""
+    """A folder in Hugging Face format, or a GGUF file."""
     folder = expand(path)
     if not folder.exists():
-        return [f"model.path={path}: there is no folder {_absolute(folder)}{_similar(folder)}"]
+        what = "file" if folder.suffix == GGUF else "folder"
+        return [f"model.path={path}: there is no {what} {_absolute(folder)}{_similar(folder)}"]
     if not folder.is_dir():
-        return [f"model.path={path} is a file. It must be a folder with config.json and the weights."]
+        if folder.suffix != GGUF:
+            return [f"model.path={path} must be a folder with config.json and the weights, or a {GGUF} file."]
+        return [] if _readable(folder) else [f"model.path={path}: {_absolute(folder)} may not be read by this user."]
     if (folder / "status.json").is_file():
-        return [f"model.path={path} is a run of this lab. To go on from it use init_from={path}."]
+        if adapter_in(folder) is not None:
+            return [f"model.path={path} is a run that trained an adapter. To go on from it use lora.adapter={path}."]
+        return [f"model.path={path} is a run of this lab. To go on from its weights use model.path={path}/final."]
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         run = folder.parent if folder.name == "final" else "RUN"
-        return [f"model.path={path} holds an adapter, not a model. To go on from a run's adapter use init_from={run}."]
+        return [f"model.path={path} holds an adapter, not a model. To go on from it use lora.adapter={run}."]
     if not (folder / "config.json").is_file():
-        return [f"model.path={path}: {_absolute(folder)} has no config.json, so it is no Hugging Face model folder."]
+        found = [p.name for p in sorted(folder.glob(f"*{GGUF}"))]
+        hint = f" For a GGUF file give the file itself: model.path={path.rstrip('/')}/{found[0]}." if found else ""
+        return [f"model.path={path}: {_absolute(folder)} has no config.json, so it is no Hugging Face model folder.{hint}"]
     return []
 
 
-def finished_run(path: str) -> list[str]:
-    """A run folder with its final/."""
-    run = expand(path)
-    if not run.exists():
-        return [f"init_from={path}: there is no run folder {_absolute(run)}{_similar(run)}"]
-    if (run / "final").is_dir():
+def template_file(path: str) -> list[str]:
+    """A chat template in Jinja."""
+    file = expand(path)
+    if not file.is_file():
+        what = "is a folder, a Jinja file is needed." if file.is_dir() else f"there is no file {_absolute(file)}{_similar(file)}"
+        return [f"template.path={path}: {what}"]
+    return [] if _readable(file) else [f"template.path={path}: {_absolute(file)} may not be read by this user."]
+
+
+def adapter_in(path: Path) -> Path | None:
+    """The folder of the adapter that a finished run or a plain PEFT folder holds."""
+    return next((f for f in (path / "final", path) if (f / "adapter_config.json").is_file()), None)
+
+
+def adapter_folder(key: str, path: str) -> list[str]:
+    """A finished run with an adapter, or a folder in PEFT's format."""
+    folder = expand(path)
+    if not folder.exists():
+        return [f"{key}={path}: there is no folder {_absolute(folder)}{_similar(folder)}"]
+    if adapter_in(folder) is not None:
         return []
-    if run.name == "final" and run.is_dir():
-        return [f"init_from={path}: give the run folder itself, init_from={run.parent}."]
-    status = read_json(run / "status.json") if run.is_dir() else None
+    if (folder / "final").is_dir() or (folder / "config.json").is_file():
+        model = folder / "final" if (folder / "final").is_dir() else folder
+        return [f"{key}={path} holds a whole model, not an adapter. To go on from it use model=hf model.path={model}."]
+    return _unfinished(key, path)
+
+
+def reference_model(path: str) -> list[str]:
+    """A run, an adapter, a model folder; what is not there may be a name on the hub."""
+    folder = expand(path)
+    if not folder.exists():
+        if path.count("/") == 1 and not path.startswith((".", "~", "/")):
+            return []
+        return [f"reference.path={path}: there is no folder {_absolute(folder)}{_similar(folder)}"]
+    if adapter_in(folder) is not None or (folder / "final").is_dir() or (folder / "config.json").is_file():
+        return []
+    return _unfinished("reference.path", path)
+
+
+def _unfinished(key: str, path: str) -> list[str]:
+    folder = expand(path)
+    status = read_json(folder / "status.json") if folder.is_dir() else None
     if not isinstance(status, dict):
-        return [f"init_from={path} is no run of this lab: {_absolute(run)} has neither final/ nor status.json."]
+        return [f"{key}={path}: {_absolute(folder)} is neither a run of this lab nor a folder with a model or adapter."]
     return [
-        f"init_from={path} is not finished (status: {status.get('status', 'unknown')}; there is no final/). "
+        f"{key}={path} is not finished (status: {status.get('status', 'unknown')}; there is no final/). "
         "Repeat its command to finish it first."
     ]
 

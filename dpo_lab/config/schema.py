@@ -34,17 +34,32 @@ class Wheel(Group):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class Rope(Group):
+    """conf/model rope: positions beyond the length that the model was made for."""
+
+    type: Literal["none", "linear", "dynamic", "yarn", "llama3"]
+    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None
+
+
 class Model(Group):
     """conf/model: where the weights come from and how they are held."""
 
     name: str | None
+    hub: Literal["hf", "modelscope", "openmind"]
+    names: dict[Literal["hf", "modelscope", "openmind"], str | None]
     path: Text | None
     revision: Text | None
     wheel: Wheel | None
+    rope: Rope
     dtype: Dtype
     attn: Literal["auto", "sdpa", "flash_attention_2", "eager"]
     gradient_checkpointing: bool
     trust_remote_code: bool
+
+    @property
+    def hub_name(self) -> str | None:
+        """What the hub that is asked calls the model; `name` comes before the option's own names."""
+        return self.name or self.names.get(self.hub)
 
 
 class Quant(Group):
@@ -64,12 +79,21 @@ class Lora(Group):
     alpha: PositiveReal | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] = []
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    dora: bool = False
+    rslora: bool = False
+    adapter: Text | None = None
 
 
 class Template(Group):
     """conf/template: how messages become text."""
 
-    name: Literal["auto", "chatml", "qwen"]
+    name: Literal[
+        "auto", "chatml", "qwen", "llama3", "mistral", "gemma", "alpaca", "vicuna", "zephyr", "default", "file"
+    ]
+    path: Text | None
+    enable_thinking: bool | None
 
 
 class HubData(Group):
@@ -96,8 +120,18 @@ class Data(Group):
     seed: Count
 
 
+class LossTerm(BaseModel):
+    """One of the losses that a loss combines. Null takes loss.beta, loss.average."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    target: str = Field(alias="_target_")
+    weight: NotNegative
+    beta: PositiveReal | None = None
+    average: Literal["sum", "mean"] | None = None
+
+
 class Loss(BaseModel):
-    """conf/loss: a function of `preference/losses.py` or of the user, and its hyper-parameters.
+    """conf/loss: a function of `preference/losses.py` or of the user, its hyper-parameters, and what modifies it.
 
     Keys beyond these are keyword arguments of the function and are checked against its signature.
     """
@@ -106,12 +140,22 @@ class Loss(BaseModel):
     target: str = Field(alias="_target_")
     beta: PositiveReal | None = None
     average: Literal["sum", "mean"]
+    terms: dict[str, LossTerm] | None = None
+    sft_weight: NotNegative
+    ld_alpha: Share | None
+    wpo: bool
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"]
+    f_alpha: Share
 
 
 class Reference(Group):
-    """conf/reference: how the log-probs of the start policy are had."""
+    """conf/reference: what the policy is measured against, and how its log-probs are had."""
 
-    mode: Literal["auto", "adapter_off", "adapter_copy", "frozen", "cached"]
+    mode: Literal["auto", "adapter_off", "adapter_copy", "frozen", "cached", "none"]
+    path: Text | None
+    quant: Literal["same", "none", "4bit", "8bit"]
+    dtype: Literal["same", "float32", "bfloat16", "float16", "float64"]
+    device: Annotated[str, Field(pattern=r"^(same|cpu|cuda(:\d+)?)$")]
 
 
 class Optim(BaseModel):
@@ -127,12 +171,14 @@ class Optim(BaseModel):
     grad_clip: PositiveReal | None
     schedule: Literal["cosine", "linear", "constant"]
     warmup_ratio: Share
+    loraplus_ratio: PositiveReal | None = None
 
 
 class Trainer(Group):
     """conf/trainer: the device and the rhythm of evaluation and checkpoints."""
 
-    accelerator: Literal["auto", "cpu", "gpu"]
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    devices: Positive | Literal["auto"]
     precision: Precision
     microbatch_tokens: PositiveInt | Literal["auto"]
     eval_every: Count
@@ -188,7 +234,6 @@ class Config(Group):
     prompts: Prompts
     sweep: Sweep
     seed: Count
-    init_from: Text | None
     output_dir: Text
     cache_dir: Text
     plan: bool
@@ -196,7 +241,7 @@ class Config(Group):
 
 
 # Input paths: their content, not their name, is part of a run's identity; the shell may give them unquoted.
-PATH_KEYS = ("model.path", "data.path", "data.eval_path", "init_from", "output_dir", "cache_dir")
+PATH_KEYS = ("model.path", "template.path", "data.path", "data.eval_path", "lora.adapter", "reference.path", "output_dir", "cache_dir")
 TEXT_KEYS = ("model.name", "data.hub.name", "logger.project", "logger.group", "sweep.name")
 
 

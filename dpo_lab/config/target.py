@@ -18,6 +18,7 @@ class Signature:
     keyword_only: tuple[str, ...]
     required: tuple[str, ...]
     takes_any: bool  # has **kwargs
+    decorators: tuple[str, ...]  # without module and arguments
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,4 +184,5 @@ def _parameters(node: ast.FunctionDef, skip: int) -> Signature:
         keyword_only=tuple(a.arg for a in arguments.kwonlyargs),
         required=tuple(needed),
         takes_any=arguments.kwarg is not None,
+        decorators=tuple(ast.unparse(d).partition("(")[0].rpartition(".")[2] for d in node.decorator_list),
     )

@@ -158,7 +158,8 @@ def _worded(key: str, text: str, cfg: DictConfig, given: Sequence[Given], source
     if text.endswith("is missing"):
         deleted = next((g for g in given if g.override.is_delete() and f"{key}.".startswith(f"{g.key}.")), None)
         if deleted:
-            remedy = f" Options: {', '.join(sources.options(key))}." if sources.is_group(key) else ""
+            group = deleted.key
+            remedy = f" Options: {', '.join(sources.options(group))}." if sources.is_group(group) else ""
             return f"{deleted.typed}: {key} is needed and cannot be removed.{remedy}"
         option = f": {group}={cfg.hydra.runtime.choices.get(group)} needs it" if sources.is_group(group) else ""
         return f"{text}{option}. Add {key}=VALUE."

@@ -35,13 +35,23 @@ def count_steps(n: int, *, batch_size: int, epochs: float, max_steps: int | None
 
 
 class Steps(Dataset[list[Layout]]):
-    """One item is one optimizer step, as a list of micro-batches."""
+    """One item is one optimizer step, as a list of micro-batches; of several ranks each has its share of the pairs."""
 
     def __init__(
-        self, examples: list[Example], *, start: int, end: int, batch_size: int, seed: int, tokens: int
+        self,
+        examples: list[Example],
+        *,
+        start: int,
+        end: int,
+        batch_size: int,
+        seed: int,
+        tokens: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.examples, self.start, self.end = examples, start, end
         self.batch_size, self.seed, self.tokens = batch_size, seed, tokens
+        self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -50,6 +60,7 @@ class Steps(Dataset[list[Layout]]):
         if i >= len(self):
             raise IndexError(i)
         rows = step_pairs(self.start + i, len(self.examples), batch_size=self.batch_size, seed=self.seed)
+        rows = rows[self.rank :: self.ranks]
         return microbatches([self.examples[r] for r in rows], rows, tokens=self.tokens)
 
 

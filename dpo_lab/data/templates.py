@@ -8,9 +8,22 @@ from typing import Any
 import jinja2
 
 from dpo_lab.data.types import Message
-from dpo_lab.runtime.errors import DataError, ModelError
+from dpo_lab.runtime.errors import ConfigError, DataError, ModelError
 
 JINJA = Path(__file__).parent / "jinja"
+# Tokens that a template by name writes as its own: a tokenizer that splits them has not been trained with them.
+NEEDS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "qwen": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("bos", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma": ("bos", "<start_of_turn>", "<end_of_turn>"),
+    "mistral": ("bos", "eos"),
+    "alpaca": ("eos",),
+    "vicuna": ("eos",),
+    "zephyr": ("eos",),
+    "default": ("eos",),
+}
+ANY_TOKENIZER = ("alpaca", "vicuna", "zephyr", "default")
 PROBE = "\u2042text\u2042"  # stands for a text when a template is asked what it puts around one
 
 
@@ -28,21 +41,26 @@ class Template:
     Names of special tokens within messages and answers are text: data cannot end a turn or begin one. Only at the
     very end of an answer they are taken for the end of turn, which stands there once.
 
+    Args:
+        tokenizer: of the model; its chat template is replaced.
+        name: auto for the tokenizer's own, file for `path`, or one of data/jinja.
+        path: a Jinja file.
+        enable_thinking: what the template sees under this name; None leaves it to the template.
+
     Attributes:
         tokenizer: its `chat_template` is the one in use, so that saving it saves the template.
         end_of_turn: token ids that close an answer.
     """
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self, tokenizer: Any, name: str, *, path: Path | None = None, enable_thinking: bool | None = None
+    ) -> None:
         self.tokenizer, self.name = tokenizer, name
-        if name != "auto":
-            tokenizer.chat_template = (JINJA / f"{name}.jinja").read_text(encoding="utf-8")
+        if name in NEEDS:
             self._check_known(name)
-        elif not tokenizer.chat_template:
-            raise ModelError(
-                "The tokenizer has no chat template. Choose the one that the model was trained with: template=chatml "
-                "or template=qwen (both need the tokens <|im_start|> and <|im_end|>)."
-            )
+        tokenizer.chat_template = self._text(name, path)
+        if enable_thinking is not None:
+            self._think(enable_thinking)
         added = tokenizer.added_tokens_decoder
         special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or r"(?!)")
@@ -155,10 +173,59 @@ class Template:
             raise ModelError("Neither the chat template nor the tokenizer has a token that ends an answer.")
         return [self.tokenizer.eos_token_id]
 
+    def _text(self, name: str, path: Path | None) -> str:
+        """The template, so that whoever uses the saved tokenizer gets what training saw."""
+        if name == "auto":
+            if not self.tokenizer.chat_template:
+                raise ModelError(
+                    "The tokenizer has no chat template. Choose the one that the model was trained with, or for a base "
+                    f"model one that any tokenizer can write: template={'|'.join(NEEDS)}, or template=file."
+                )
+            text = self.tokenizer.get_chat_template()
+            # Llama 3.2 writes today's date into the prompt, and its own constant where it knows of none.
+            dated = "date_string" in text and "strftime_now" in text
+            return _default("date_string", "'26 Jul 2024'") + text if dated else text
+        file = JINJA / f"{name}.jinja" if path is None else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"template.path={file} cannot be read as text: {e}.") from e
+        # As plain texts of this tokenizer begin, without asking which family it is of.
+        return "{{- bos_token }}" + text if name in ANY_TOKENIZER and self._begins_with_bos() else text
+
+    def _begins_with_bos(self) -> bool:
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+
+    def _think(self, enabled: bool) -> None:
+        text = self.tokenizer.chat_template
+        question = [Message(role="user", content=PROBE)]
+        seen = []
+        for value in (True, False):
+            self.tokenizer.chat_template = _default("enable_thinking", str(value).lower()) + text
+            seen.append(self.render(question))
+        if seen[0] == seen[1]:
+            raise ConfigError(
+                f"template.enable_thinking={str(enabled).lower()} has no effect: this chat template has no such switch. "
+                "Drop it."
+            )
+        self.tokenizer.chat_template = _default("enable_thinking", str(enabled).lower()) + text
+
     def _check_known(self, name: str) -> None:
         known = self.tokenizer.get_vocab()
-        for token in ("<|im_start|>", "<|im_end|>"):
+        for needed in NEEDS[name]:
+            token = getattr(self.tokenizer, f"{needed}_token") if needed in ("bos", "eos") else needed
+            if token is None:
+                raise ModelError(
+                    f"template={name} needs a{'n' if needed == 'eos' else ''} {needed} token, which this tokenizer does "
+                    "not have. Use template=auto."
+                )
             if self.encode([token])[0] != [known.get(token)]:
                 raise ModelError(
                     f"template={name} needs the token {token}, which this tokenizer does not have. Use template=auto."
                 )
+
+
+def _default(name: str, value: str) -> str:
+    """Jinja that sets a variable unless the caller does."""
+    return f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"

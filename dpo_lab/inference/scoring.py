@@ -31,6 +31,7 @@ class Scorer:
         *,
         kl_layouts: list[Layout],
         forward: Forward,
+        reference_forward: Forward | None = None,
         reference: Reference,
         objective: Objective,
         device: torch.device,
@@ -41,11 +42,13 @@ class Scorer:
             layouts: micro-batches without KL.
             kl_layouts: micro-batches with the exact KL to the reference, where that is in memory.
             forward: how log-probs are computed.
+            reference_forward: the same for the reference, where it differs.
             reference: the start policy's log-probs.
             objective: the loss.
             device: where the policy is.
         """
         self.layouts, self.kl_layouts, self.forward = layouts, kl_layouts, forward
+        self.reference_forward = reference_forward or forward
         self.reference, self.objective, self.device = reference, objective, device
 
     def __len__(self) -> int:
@@ -58,7 +61,7 @@ class Scorer:
         for layout in [*self.kl_layouts, *self.layouts]:
             moved = layout.to(self.device)
             ref = self.reference.logps(moved)
-            parts.append(PairLogps.of(moved, ref, ref))
+            parts.append(self.objective.pairs(moved, ref, ref))
             on_batch(len(layout))
         return self._scores(parts, [torch.zeros(1)] if self.kl_layouts and self.reference.model else [])
 
@@ -72,22 +75,33 @@ class Scorer:
             for number, layout in enumerate([*self.kl_layouts, *self.layouts]):
                 moved = layout.to(self.device)
                 per_token, hidden = self.forward.logps_and_hidden(policy, moved)
-                parts.append(PairLogps.of(moved, per_token, self.reference.logps(moved)))
+                own = self.forward.statistics(policy, moved)[1] if self.objective.needs_self else None
+                parts.append(self.objective.pairs(moved, per_token, self.reference.logps(moved), own))
                 if number < len(self.kl_layouts) and self.reference.model is not None:
                     with self.reference.model() as ref_model:
-                        _, ref_hidden = self.forward.logps_and_hidden(ref_model, moved)
-                        kls.append(self.forward.kl(policy, hidden, ref_model, ref_hidden))
+                        kls.append(self._kl(policy, hidden, ref_model, layout))
                 on_batch(len(layout))
         finally:
             policy.train(was_training)
         return self._scores(parts, kls)
 
+    def _kl(self, policy: nn.Module, hidden: Tensor, ref_model: nn.Module, layout: Layout) -> Tensor:
+        """Exact KL at each completion position, (N,); the reference may lie on another device."""
+        there = layout.to(next(ref_model.parameters()).device)
+        _, ref_hidden = self.reference_forward.logps_and_hidden(ref_model, there)
+        return self.forward.kl(policy, hidden, ref_model, ref_hidden)
+
     def _scores(self, parts: list[PairLogps], kls: list[Tensor]) -> Scores:
         pairs = PairLogps.join(parts)
         losses = self.objective(pairs)
-        metrics = {k: v.item() for k, v in preference_metrics(pairs, losses, beta=self.objective.beta).items()}
+        present, objective = self.reference.present, self.objective
+        found = preference_metrics(pairs, losses, beta=objective.beta, reference=present, average=objective.average)
+        metrics = {k: v.item() for k, v in found.items()}
         if kls:
             metrics["kl"] = torch.cat(kls).mean().item()
         index = [i for layout in [*self.kl_layouts, *self.layouts] for i in layout.index]
-        records = [{"index": i} | record for i, record in zip(index, pair_records(pairs, losses), strict=True)]
+        rows = pair_records(pairs, losses, reference=present)
+        if objective.coupled:  # its terms are not those of single pairs
+            rows = [{k: v for k, v in row.items() if k != "loss"} for row in rows]
+        records = [{"index": i} | row for i, row in zip(index, rows, strict=True)]
         return Scores(metrics, sorted(records, key=lambda r: r["index"]))

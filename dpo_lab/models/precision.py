@@ -40,13 +40,15 @@ class Precision:
 
 
 def resolve_precision(config: Config, accelerator: str) -> Precision:
-    """The dtypes on an accelerator, "cpu" or "gpu".
+    """The dtypes on an accelerator: cpu, gpu or mps.
 
     LoRA keeps its frozen base in the compute dtype; full fine-tuning keeps fp32 weights and computes under autocast.
     """
     name = config.trainer.precision
     if name == "fp16_on_gpu":
         name = "fp16" if accelerator == "gpu" else "auto"
+    if accelerator == "mps":
+        name = "32"
     if name == "auto":
         name = auto_precision(accelerator)
     if name == "fp16" and accelerator == "cpu":

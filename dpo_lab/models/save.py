@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_lab.models.adapter_init import plain_adapter
 from dpo_lab.models.quiet import quiet_loading
-from dpo_lab.runtime.files import atomic_produce, atomic_write
+from dpo_lab.runtime.files import atomic_produce, atomic_write, read_json, write_json
 
 
 def save_final(model: Any, tokenizer: Any, folder: Path, *, base: str, card: str) -> None:
@@ -27,7 +28,7 @@ def save_final(model: Any, tokenizer: Any, folder: Path, *, base: str, card: str
             try:
                 if hasattr(model, "peft_config"):
                     model.peft_config["default"].base_model_name_or_path = base
-                    model.save_pretrained(target, selected_adapters=["default"], safe_serialization=True)
+                    _save_adapter(model, target)
                 else:
                     model.save_pretrained(target, safe_serialization=True)
             except SafetensorError as e:  # "I/O error: No space left on device (os error 28)" is no OSError
@@ -37,6 +38,15 @@ def save_final(model: Any, tokenizer: Any, folder: Path, *, base: str, card: str
         atomic_write(target / "README.md", card)
 
     atomic_produce(folder, write)
+
+
+def _save_adapter(model: Any, target: Path) -> None:
+    """The trained adapter, as a plain one for the base as it was before training."""
+    state, settings = plain_adapter(model) or (None, {})
+    model.save_pretrained(target, selected_adapters=["default"], state_dict=state, safe_serialization=True)
+    if settings:
+        file = target / "adapter_config.json"
+        write_json(file, read_json(file) | settings)
 
 
 def model_card(facts: Mapping[str, Any], results: Mapping[str, float], *, adapter: bool, base: str) -> str:

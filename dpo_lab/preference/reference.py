@@ -1,4 +1,4 @@
-"""The reference: the start policy's log-probs, however they are had. Training code does not ask which way it is."""
+"""The reference's log-probs, however they are had. Training code does not ask which way it is."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +17,12 @@ ModelContext = Callable[[], AbstractContextManager[nn.Module]]
 
 
 class Reference(Protocol):
-    """Per-token log-probs of the start policy."""
+    """Per-token log-probs of what the policy is measured against."""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is one."""
+        ...
 
     @property
     def mode(self) -> str:
@@ -35,24 +40,25 @@ class Reference(Protocol):
 
 
 class LiveReference:
-    """A forward pass of the reference at every step."""
+    """A forward pass of the reference at every step, on its own device."""
 
-    def __init__(self, mode: str, model: ModelContext, forward: Forward) -> None:
-        self.mode = mode
-        self.model = model
-        self.forward = forward
+    present = True
+
+    def __init__(self, mode: str, model: ModelContext, forward: Forward, device: torch.device | None = None) -> None:
+        self.mode, self.model, self.forward, self.device = mode, model, forward, device
 
     @torch.no_grad()
     def logps(self, layout: Layout) -> Tensor:
         """Per-token log-probs (N,) of the completions."""
         with self.model() as model:
-            return self.forward.logps(model, layout)
+            there = layout if self.device is None else layout.to(self.device)
+            return self.forward.logps(model, there).to(layout.ids.device)
 
 
 class CachedReference:
     """Log-probs computed before and kept on disk."""
 
-    mode = "cached"
+    mode, present = "cached", True
 
     def __init__(self, cache: RefCache, model: ModelContext | None) -> None:
         self.cache, self.model = cache, model
@@ -60,6 +66,17 @@ class CachedReference:
     def logps(self, layout: Layout) -> Tensor:
         """Per-token log-probs (N,) of the completions."""
         return torch.cat(self.cache.read(layout.keys)).to(layout.ids.device, non_blocking=True)
+
+
+class NoReference:
+    """Nothing to measure against: log-ratios are the policy's own log-probs."""
+
+    mode, present = "none", False
+    model: ModelContext | None = None
+
+    def logps(self, layout: Layout) -> Tensor:
+        """Zeros (N,)."""
+        return torch.zeros(len(layout.targets), device=layout.ids.device)
 
 
 def frozen_model(model: nn.Module) -> ModelContext:

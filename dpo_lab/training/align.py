@@ -2,30 +2,34 @@
 
 import logging
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
 
 from dpo_lab.data.collate import microbatches
-from dpo_lab.data.module import PreferenceData, Steps
 from dpo_lab.data.prepare import Split
 from dpo_lab.inference.scoring import Scorer, Scores
 from dpo_lab.models.save import model_card, save_final
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.objective import Objective
 from dpo_lab.runtime.errors import Interrupted, LabError
-from dpo_lab.runtime.files import read_jsonl, write_jsonl
+from dpo_lab.runtime.files import read_jsonl, write_json, write_jsonl
 from dpo_lab.training.callbacks import RunCallback
 from dpo_lab.training.checkpoint import last_checkpoint
 from dpo_lab.training.curves import write_curves
-from dpo_lab.training.module import PreferenceModule
+from dpo_lab.training.fit import fit
 from dpo_lab.training.parts import Parts, RunContext, load_parts
+from dpo_lab.training.ranks import Ranks
 from dpo_lab.training.reference_pass import check_agreement, fill_reference
 from dpo_lab.training.report import say_how_to_go_on, show_footer, show_header
 from dpo_lab.training.samples import policy_answers, reference_answers, sample_prompts
 from dpo_lab.training.setup import build_objective
 from dpo_lab.training.trackers import MetricsFile, Tracker, open_tracker
+
+if TYPE_CHECKING:
+    from dpo_lab.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Run:
         found = last_checkpoint(self.folder.checkpoints)
         resume = found[1] if found else None
         parts = load_parts(self.context, self.split, resume["microbatch_tokens"] if resume else None)
+        write_json(self.folder.facts, parts.facts)
         self.tracker = self._open_tracker()
         log.info("tracker open: %s", self.tracker.note or self.config.logger.name)
         exit_code, summary = 1, {}
@@ -73,14 +78,21 @@ class Run:
         check_agreement(self.context, parts)
         log.info("reference ready (%s); %d steps of training follow", parts.reference.mode, parts.steps)
         if resume is None and len(scorer):
-            self.record(scorer.start(lambda n: self.context.interrupt.check()), 0)
+            self.record(self.score_start(parts, scorer), 0)
         began = time.monotonic()
-        self.fit(parts, objective, scorer, resume)
+        with self.other_ranks(parts, parts.steps - (resume["step"] if resume else 0)) as workers:
+            self.fit(parts, scorer, resume, workers)
         self.train_seconds = time.monotonic() - began
         if not self._evaluated(parts.steps):  # a former call may have come so far
             self.evaluate(scorer, parts, parts.steps)
         self.write_samples(policy_answers(self.context, parts, asked, before), parts.steps)
         return self.finish(parts)
+
+    def score_start(self, parts: Parts, scorer: Scorer) -> Scores:
+        """The scores before the first update; those of a policy that is its own reference are known without a pass."""
+        if parts.reference.present and parts.source.is_start and not scorer.objective.needs_self:
+            return scorer.start(lambda n: self.context.interrupt.check())
+        return scorer.score(parts.policy, lambda n: self.context.interrupt.check())
 
     def finish(self, parts: Parts) -> dict[str, float]:
         """Save the result; the run is done when its status says so."""
@@ -94,7 +106,7 @@ class Run:
 
     def build_scorer(self, parts: Parts, objective: Objective) -> Scorer:
         """Held-out pairs in micro-batches; the first `trainer.kl_pairs` with the exact KL."""
-        heldout, n = parts.data.heldout, self.config.trainer.kl_pairs if parts.reference.model else 0
+        heldout, n = parts.data.heldout, self.config.trainer.kl_pairs if parts.has_kl else 0
 
         def cut(rows: range) -> list[Layout]:
             return microbatches([heldout[i] for i in rows], list(rows), tokens=2 * parts.tokens) if rows else []
@@ -104,39 +116,20 @@ class Run:
             cut(range(n, len(heldout))),
             kl_layouts=cut(range(n)),
             forward=parts.forward,
+            reference_forward=parts.source.forward,
             reference=parts.reference,
             objective=objective,
             device=parts.device,
         )
 
-    def fit(self, parts: Parts, objective: Objective, scorer: Scorer, resume: dict[str, Any] | None) -> None:
-        """The optimizer steps that are left."""
-        config, done = self.config, resume["step"] if resume else 0
-        module = PreferenceModule(
-            parts.policy,
-            parts.reference,
-            parts.forward,
-            objective,
-            config.optim,
-            total_steps=parts.steps,
-            seed=config.seed,
-        )
-        if resume is not None:
-            module.restore_trained(resume)
-        if done == parts.steps:
-            return
-        steps = Steps(
-            parts.data.train,
-            start=done,
-            end=parts.steps,
-            batch_size=config.optim.batch_size,
-            seed=config.data.seed,
-            tokens=parts.tokens,
-        )
+    def fit(self, parts: Parts, scorer: Scorer, resume: dict[str, Any] | None, workers: "Workers | None") -> None:
+        """The optimizer steps that are left, with the other ranks where there are any."""
+        done = resume["step"] if resume else 0
+        ranks = workers.ranks if workers else Ranks()
         with self.terminal.progress("training", parts.steps, done, unit="steps") as bar:
             callback = RunCallback(
                 self.folder,
-                config.trainer,
+                self.config.trainer,
                 self.context.interrupt,
                 bar,
                 resume=resume,
@@ -144,30 +137,31 @@ class Run:
                 evaluate=lambda step: self.evaluate(scorer, parts, step),
                 facts={"microbatch_tokens": parts.tokens, "run_id": self.context.id},
             )
-            trainer = lightning.Trainer(
-                accelerator="gpu" if parts.device.type == "cuda" else "cpu",
-                devices=1,
-                precision=parts.precision.lightning,  # type: ignore[arg-type]
-                max_epochs=1,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=self.folder.path,
-                callbacks=[callback],
-            )
-            self._fit(trainer, module, PreferenceData(steps, workers=2 if parts.device.type == "cuda" else 0))
+            try:
+                with ranks.meeting(workers.place if workers else self.folder.path, parts.device):
+                    ranks.from_first(resume)
+                    fit(self.config, parts, self.folder, ranks=ranks, resume=resume, callback=callback)
+            except RuntimeError as e:  # gloo's and NCCL's, when a rank has gone
+                raise workers.explain(e) if workers else e from e
 
-    def _fit(self, trainer: Any, module: Any, data: Any) -> None:
-        try:
-            trainer.fit(module, datamodule=data)
-        except torch.OutOfMemoryError as e:
-            raise LabError(
-                "The GPU is out of memory. Lower trainer.microbatch_tokens (the result stays the same), set "
-                "model.gradient_checkpointing=true, or use quant=4bit."
-            ) from e
+    @contextmanager
+    def other_ranks(self, parts: Parts, steps: int) -> "Iterator[Workers | None]":
+        """The processes beside this one, while the block runs; None where this one trains alone."""
+        size = parts.devices
+        if size == 1 or steps == 0:
+            yield None
+            return
+        from dpo_lab.training.workers import started
+
+        threads = torch.get_num_threads()
+        share = max(1, threads // size)
+        with started(self.context, self.context.tree, size=size, threads=share, tokens=parts.tokens) as workers:
+            if parts.device.type == "cpu":
+                torch.set_num_threads(share)
+            try:
+                yield workers
+            finally:
+                torch.set_num_threads(threads)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """To metrics.jsonl and to the tracker."""
@@ -182,9 +176,10 @@ class Run:
             scores = scorer.score(parts.policy, bar.advance)
         self.record(scores, step)
         found = scores.metrics
+        margin = found.get("logratios/margins", found["logps/chosen"] - found["logps/rejected"])
         self.terminal.say(
             f"step {step}/{parts.steps}: held-out accuracy {found['rewards/accuracies']:.3f}, "
-            f"margin {found['logratios/margins']:+.2f} nats, loss {found['loss']:.4f}"
+            f"margin {margin:+.2f} nats, loss {found['loss']:.4f}"
         )
 
     def record(self, scores: Scores, step: int) -> None:

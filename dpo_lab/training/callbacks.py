@@ -84,12 +84,13 @@ class RunCallback(lightning.Callback):
             self.saved = module.step
 
     def _check_collapse(self, module: PreferenceModule) -> None:
-        loss_per_token = -module.last["logratios/chosen"] / module.last["tokens/chosen"]
+        against = "logratios/chosen" if "logratios/chosen" in module.last else "logps/chosen"
+        loss_per_token = -module.last[against] / module.last["tokens/chosen"]
         self.collapsed = self.collapsed + 1 if loss_per_token > self.config.collapse_nats else 0
         if self.collapsed >= COLLAPSED_STEPS:
             raise Guarded(
                 f"The log-probs have collapsed: by step {module.step} chosen answers have lost {loss_per_token:.1f} nats "
-                f"per token against the reference, {COLLAPSED_STEPS} steps in a row (limit: trainer.collapse_nats="
+                f"per token{' against the reference' if against.startswith('logr') else ''}, {COLLAPSED_STEPS} steps in a row (limit: trainer.collapse_nats="
                 f"{self.config.collapse_nats:g}). Lower optim.lr or raise loss.beta."
             )
 

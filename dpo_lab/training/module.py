@@ -11,11 +11,12 @@ from dpo_lab.config.schema import Optim
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.metrics import preference_metrics
-from dpo_lab.preference.objective import Objective, PairLogps
+from dpo_lab.preference.objective import POLICY_FIELDS, Objective, PairLogps
 from dpo_lab.preference.reference import Reference
-from dpo_lab.runtime.build import build
 from dpo_lab.runtime.errors import Guarded
 from dpo_lab.runtime.files import digest
+from dpo_lab.training.optimizer import build_optimizer
+from dpo_lab.training.ranks import Ranks
 
 NO_GRADIENT = (
     "The gradient of the first step is zero, so nothing would be learned: the loss does not depend on what is trained. "
@@ -41,12 +42,13 @@ class PreferenceModule(lightning.LightningModule):
         *,
         total_steps: int,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
         self.reference, self.forward_pass, self.objective, self.optim = reference, forward, objective, optim
-        self.total_steps, self.seed = total_steps, seed
+        self.total_steps, self.seed, self.ranks = total_steps, seed, ranks or Ranks()
         self.step = 0
         self.last: dict[str, float] = {}
         self._grad_norm = torch.tensor(math.nan)
@@ -55,11 +57,8 @@ class PreferenceModule(lightning.LightningModule):
         """The optimizer over what is trainable, and its schedule by steps."""
         from transformers import get_scheduler
 
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = build(
-            self.optim.target, params=parameters, lr=self.optim.lr, weight_decay=self.optim.weight_decay,
-            **(self.optim.model_extra or {}),
-        )  # fmt: skip
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = build_optimizer(self.policy, self.optim, scaled=scaled)
         name = "constant_with_warmup" if self.optim.schedule == "constant" else self.optim.schedule
         # The schedule's first rate is 0 while it warms up: a run of one step has none to spare.
         warmup = min(math.ceil(self.optim.warmup_ratio * self.total_steps), self.total_steps - 1)
@@ -68,8 +67,6 @@ class PreferenceModule(lightning.LightningModule):
 
     def training_step(self, batch: list[Layout], batch_idx: int) -> None:
         """One optimizer step over the pairs of `batch`, given as micro-batches."""
-        # Dropout is a function of seed and step, so that neither evaluations nor a restart shift it.
-        torch.manual_seed(int(digest(f"dropout {self.seed} {self.step}"), 16) % 2**63)
         self.policy.train()
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -77,6 +74,7 @@ class PreferenceModule(lightning.LightningModule):
         mean = losses.mean()
         if not torch.isfinite(mean):
             raise Guarded(_not_finite(self.step + 1, mean.item(), pairs))
+        self.ranks.add_gradients(p for group in optimizer.param_groups for p in group["params"])
         lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         if self.step == 0 and self._grad_norm.item() == 0.0:
@@ -84,24 +82,68 @@ class PreferenceModule(lightning.LightningModule):
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.step += 1
-        metrics = preference_metrics(pairs, losses, beta=self.objective.beta)
+        metrics = preference_metrics(
+            pairs,
+            losses,
+            beta=self.objective.beta,
+            reference=self.reference.present,
+            average=self.objective.average,
+        )
         metrics["grad_norm"] = self._grad_norm
         self.last = {name: value.item() for name, value in metrics.items()} | {"lr": float(lr)}
 
     def _accumulate(self, batch: list[Layout]) -> tuple[PairLogps, Tensor]:
-        """Back-propagate the mean loss of the step's pairs, micro-batch by micro-batch."""
-        total = sum(len(layout) for layout in batch)
+        """Back-propagate the mean loss of the step's pairs; return the pairs of all ranks and their losses, (B,)."""
+        if self.objective.coupled and (len(batch) > 1 or self.ranks.size > 1):
+            return self._accumulate_coupled(batch)
+        total = self.ranks.total(sum(len(layout) for layout in batch), batch[0].ids.device)
         parts, losses = [], []
-        for layout in batch:
-            per_token = self.forward_pass.logps(self.policy, layout)
-            pairs = PairLogps.of(layout, per_token, self.reference.logps(layout).to(per_token.dtype))
+        for place, layout in enumerate(batch):
+            pairs = self._pairs(layout, place)
             loss = self.objective(pairs)
             if not loss.requires_grad:
                 raise Guarded(NO_GRADIENT)
             self.manual_backward(loss.sum() / total)
             parts.append(pairs)
             losses.append(loss.detach())
-        return PairLogps.join(parts), torch.cat(losses)
+        step, _ = self.ranks.join(PairLogps.join(parts))
+        return step, torch.cat(losses) if self.ranks.size == 1 else self.objective(step)
+
+    def _accumulate_coupled(self, batch: list[Layout]) -> tuple[PairLogps, Tensor]:
+        """The same for a loss that sees the whole step.
+
+        First the log-probs of all its pairs, without gradient; then the loss's gradient with respect to them; then
+        each micro-batch again, which back-propagates its slice.
+        """
+        with torch.no_grad():
+            own = PairLogps.join([self._pairs(layout, place) for place, layout in enumerate(batch)])
+        step, mine = self.ranks.join(own)
+        leaf = step.leaf()
+        losses = self.objective(leaf)
+        leaves = {name: getattr(leaf, name) for name in POLICY_FIELDS if getattr(leaf, name) is not None}
+        if not losses.requires_grad:
+            raise Guarded(NO_GRADIENT)
+        found = torch.autograd.grad(losses.mean(), list(leaves.values()), allow_unused=True)
+        slopes = {name: g[mine] for name, g in zip(leaves, found, strict=True) if g is not None}
+        done = 0
+        for place, layout in enumerate(batch):
+            pairs = self._pairs(layout, place)
+            part = slice(done, done + len(layout))
+            self.manual_backward(sum((slope[part] * getattr(pairs, name)).sum() for name, slope in slopes.items()))  # type: ignore[arg-type]
+            done = part.stop
+        return step, losses.detach()
+
+    def _pairs(self, layout: Layout, place: int) -> PairLogps:
+        """The log-probs of a micro-batch, the `place`-th of this rank's step."""
+        # Dropout is a function of seed, step and place, so that neither evaluations nor a restart shift it, and the two
+        # passes over a coupled loss's micro-batches drop the same.
+        torch.manual_seed(int(digest(f"dropout {self.seed} {self.step} {self.ranks.rank} {place}"), 16) % 2**63)
+        own = None
+        if self.objective.needs_self:
+            per_token, own = self.forward_pass.statistics(self.policy, layout)
+        else:
+            per_token = self.forward_pass.logps(self.policy, layout)
+        return self.objective.pairs(layout, per_token, self.reference.logps(layout).to(per_token.dtype), own)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Measure and clip the gradient, after fp16 unscaling."""

@@ -17,16 +17,16 @@ from dpo_lab.models.load import load_tokenizer
 from dpo_lab.models.lora import parameter_counts
 from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_running
-from dpo_lab.preference.forward import Forward
+from dpo_lab.preference.forward import Forward, causal_lm
 from dpo_lab.preference.ref_cache import RefCache
 from dpo_lab.preference.reference import ModelContext, Reference
 from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.facts import device_facts, git_commit, versions
-from dpo_lab.runtime.files import write_json
-from dpo_lab.training import setup
+from dpo_lab.training import references, setup
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
-from dpo_lab.training.setup import Start
+from dpo_lab.training.references import Source
+from dpo_lab.training.start import Start, find_reference, find_start
 from dpo_lab.training.terminal import Terminal
 
 log = logging.getLogger(__name__)
@@ -61,33 +61,49 @@ class Parts:
     template: Template
     data: Prepared
     precision: Precision
+    accelerator: str  # cpu, gpu or mps
+    devices: int  # processes that train together
     device: torch.device
     policy: nn.Module
     forward: Forward
+    source: Source  # the model that the reference is
     cache: RefCache
     reference: Reference
-    start_model: ModelContext  # the reference as a model; valid until the first update
+    ref_model: ModelContext  # the reference as a model; valid until the first update
     tokens: int  # padded tokens of a training micro-batch
     steps: int
     facts: dict[str, Any]
 
+    @property
+    def has_kl(self) -> bool:
+        """Whether the reference is in memory and speaks of the same vocabulary, so that the exact KL can be had."""
+        if self.reference.model is None:
+            return False
+        with self.reference.model() as model:
+            theirs, ours = (causal_lm(m).get_output_embeddings().weight.shape[0] for m in (model, self.policy))
+        return theirs == ours
 
-def load_parts(run: RunContext, split: Split, microbatch: int | None) -> Parts:
+
+def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: int = 0) -> Parts:
     """Data, model and reference; what can be wrong with the cheaper ones is found first.
 
     Args:
         run: what was asked.
         split: the pairs.
         microbatch: tokens of a micro-batch in the checkpoint that the run goes on from.
+        rank: which of the processes that train together this one is.
     """
     config = run.config
     with run.terminal.working("loading the model") as say:
         quiet_running()
         torch.manual_seed(config.seed)
-        accelerator, device = setup.choose_device(config.trainer.accelerator)
+        accelerator, device = setup.choose_device(config.trainer.accelerator, rank)
         precision = resolve_precision(config, accelerator)
-        start = setup.find_start(config, run.cache_dir, say)
+        start = find_start(config, run.cache_dir, say)
+        named = find_reference(config, start, run.cache_dir, say)
+        source = references.reference_source(config, start, named, precision, device)
         template = Template(load_tokenizer(start.located, config.model), config.template.name)
+        references.check_vocabulary(config, source, template.tokenizer)
         data = prepare(split, config.data, template)
         optim = config.optim
         steps = count_steps(
@@ -104,9 +120,9 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None) -> Parts:
         log.info("model loaded: %s from %s", start.located.name, start.located.path)
         run.interrupt.check()
         forward = Forward(precision.autocast)
-        reference_id, reference_facts = setup.reference_identity(config, start, precision, device)
+        reference_id, reference_facts = references.reference_identity(source)
         cache = RefCache(run.cache_dir, reference_id, facts=reference_facts)
-        reference, start_model = setup.build_reference(config, start, policy, cache, forward, precision)
+        reference, ref_model = references.build_reference(config, source, policy, cache)
         lm: Any = policy
         tokens = microbatch or setup.microbatch_tokens(config, lm.config, precision, device)
         if config.trainer.microbatch_tokens != "auto":
@@ -119,33 +135,38 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None) -> Parts:
         "commit": git_commit(),
         "device": device_facts(),
         "accelerator": accelerator,
+        "devices": setup.count_devices(config, accelerator),
         "threads": torch.get_num_threads(),
         "precision": str(precision),
         "quant": f"{config.quant.bits}-bit" if config.quant.bits else "none",
         "model": {"name": start.located.name, "note": start.located.note, "identity": start.identity}
-        | {"path": str(start.located.path)},
+        | {"path": str(start.located.path), "base": start.located.identity(run.cache_dir), "start": start.what},
         "template": config.template.name,
-        "reference": {"mode": reference.mode, "what": start.what, "identity": reference_id},
+        "reference": {"mode": reference.mode, "what": source.what if reference.present else "none"}
+        | {"identity": reference_id if reference.present else None},
         "data": data.facts(),
         "trainable_parameters": trainable,
         "parameters": total,
         "microbatch_tokens": tokens,
+        "config": run.tree,
         "loss": _node(config.loss.model_dump(by_alias=True)),
         "optim": _node(config.optim.model_dump(by_alias=True)),
         "steps": steps,
     }
-    write_json(run.folder.facts, facts)
     return Parts(
         start,
         template,
         data,
         precision,
+        accelerator,
+        setup.count_devices(config, accelerator),
         device,
         policy,
         forward,
+        source,
         cache,
         reference,
-        start_model,
+        ref_model,
         tokens,
         steps,
         facts,

@@ -18,6 +18,7 @@ from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_loading
 from dpo_lab.runtime.facts import device_facts
 from dpo_lab.training import setup
+from dpo_lab.training.start import find_start
 from dpo_lab.training.terminal import Terminal, duration
 
 # Share of the measured matmul rate that training reaches on this code path (see benchmarks/results/default_run.json).
@@ -29,7 +30,7 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
     accelerator, device = setup.choose_device(config.trainer.accelerator)
     precision = resolve_precision(config, accelerator)
     with terminal.working("counting tokens") as say:
-        start = setup.find_start(config, expand(config.cache_dir), say)
+        start = find_start(config, expand(config.cache_dir), say)
         template = Template(load_tokenizer(start.located, config.model), config.template.name)
         data = prepare(split, config.data, template)
         skeleton = skeleton_policy(config, start.located.path)

@@ -53,11 +53,14 @@ def _compute(run: RunContext, parts: Parts, todo: list[Example], total: int) -> 
             bar.advance(n)
             run.interrupt.check()
 
-        fill_cache(parts.cache, layouts, parts.start_model, parts.forward, device=parts.device, on_batch=on_batch)
+        source = parts.source
+        fill_cache(parts.cache, layouts, parts.ref_model, source.forward, device=source.device, on_batch=on_batch)
 
 
 def check_agreement(run: RunContext, parts: Parts) -> None:
-    """Before the first update, in eval mode, policy and reference must be the same model."""
+    """Before the first update, in eval mode, policy and reference must be the same model, unless another was asked for."""
+    if not (parts.reference.present and parts.source.is_start):
+        return
     train = parts.data.train
     rows = step_pairs(0, len(train), batch_size=run.config.optim.batch_size, seed=run.config.data.seed)[:2]
     first = [train[row] for row in rows]
@@ -65,13 +68,14 @@ def check_agreement(run: RunContext, parts: Parts) -> None:
     parts.policy.eval()
     with torch.no_grad():
         gap = (parts.forward.logps(parts.policy, layout) - parts.reference.logps(layout)).abs().mean().item()
-    limit = 2e-2 if run.config.quant.bits == 8 else parts.precision.tolerance
+    rounding = max(parts.precision.tolerance, parts.source.precision.tolerance)
+    limit = 2e-2 if run.config.quant.bits == 8 else rounding
     parts.facts["reference"]["start_gap"] = gap
     write_json(run.folder.facts, parts.facts)
     if not gap <= limit:
         raise Guarded(
             f"Before the first update policy and reference differ by {gap:.2e} nats per token on average (at most "
-            f"{limit:.0e} is rounding), so rewards would be wrong from the start. Reference: {parts.start.what}, "
+            f"{limit:.0e} is rounding), so rewards would be wrong from the start. Reference: {parts.source.what}, "
             f"reference.mode={parts.reference.mode}. Delete {run.cache_dir / 'reference'} if the weights of a "
             "folder were changed in place."
         )

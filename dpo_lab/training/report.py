@@ -25,14 +25,21 @@ def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[st
     if config.quant.bits:
         model += f", {config.quant.bits}-bit"
     threads = f"{facts['threads']} threads" if parts.device.type == "cpu" else facts["device"]["gpus"][0]["name"]
+    if parts.devices > 1:
+        threads = (
+            f"{parts.devices} processes, {threads} in all"
+            if parts.device.type == "cpu"
+            else f"{parts.devices} x {threads}"
+        )
+    if parts.accelerator == "mps":
+        threads = "Apple GPU: untested here"
     split = f"{len(parts.data.heldout)} held out" if parts.data.heldout else "none held out: no evaluation"
     optim, loss = config.optim, config.loss
     beta = f" beta {loss.beta:g}" if loss.beta is not None else ""
     rows = {
         "model": f"{model}, {parts.precision} on {parts.device.type} ({threads})",
         "trained": f"{adapter}{facts['trainable_parameters']:,} of {facts['parameters']:,} parameters ({share:.1%})",
-        "reference": f"{parts.start.what}, {parts.reference.mode}"
-        + ("" if parts.reference.model else " (not in memory, so no val/kl: reference.mode=frozen has it)"),
+        "reference": _reference(parts),
         "data": f"{_data_name(run)} ({parts.data.format}): {parts.data.train_counts}; {split}"
         + (f" ({parts.data.heldout_counts})" if parts.data.heldout_counts.dropped else ""),
         "loss": f"{loss.target.rsplit('.', 1)[-1]}{beta}, log-probs {'summed' if loss.average == 'sum' else 'averaged'}"
@@ -66,7 +73,7 @@ def show_footer(
     rows = {
         what: f"{folder}/final",
         "curves": f"{folder}/curves.html",
-        "train on": f"python -m dpo_lab {shlex.join([*_overrides(run), f'init_from={folder}'])}",
+        "train on": f"python -m dpo_lab {shlex.join([*_overrides(run), *_going_on(run, str(folder))])}",
     }
     if run.config.sweep.name is None:
         rows["sweep"] = f"python -m dpo_lab --multirun {shlex.join([*_overrides(run), SWEEP_HINT])}"
@@ -90,7 +97,23 @@ def _overrides(run: RunContext) -> list[str]:
     """What the user gave on the command line, as Hydra recorded it."""
     file = run.folder.path / ".hydra" / "overrides.yaml"
     given = OmegaConf.load(file) if file.is_file() else []
-    return [str(o) for o in given if not str(o).startswith(("sweep.name=", "init_from=", "overwrite="))]
+    return [str(o) for o in given if not str(o).startswith(("sweep.name=", "lora.adapter=", "overwrite="))]
+
+
+def _going_on(run: RunContext, folder: str) -> list[str]:
+    """What to add to a command so that it starts from this run's result."""
+    return [f"lora.adapter={folder}"] if run.config.lora.r else [f"model.path={folder}/final"]
+
+
+def _reference(parts: Parts) -> str:
+    """What the policy is measured against, and how its log-probs are had."""
+    reference = parts.reference
+    if not reference.present:
+        return (
+            "none: the loss needs none, so rewards are the policy's own log-probs (reference=cached measures it anyway)"
+        )
+    note = "" if reference.model else " (not in memory, so no val/kl: reference.mode=frozen has it)"
+    return f"{parts.source.what}, {reference.mode}{note}"
 
 
 def _data_name(run: RunContext) -> str:

@@ -33,7 +33,7 @@ def reference_answers(run: RunContext, parts: Parts, asked: list[Asked]) -> list
     keys = [answer_key(a.ids, [length, *parts.template.end_of_turn, *batch]) for a in asked]
     known = [parts.cache.read_text(key) for key in keys]
     if any(text is None for text in known):
-        with run.terminal.working("sampling the reference's answers"), parts.start_model() as model:
+        with run.terminal.working("sampling the reference's answers"), parts.ref_model() as model:
             known = _answers(run, parts, model, asked)
         for key, text in zip(keys, known, strict=True):
             parts.cache.write_text(key, text or "")

@@ -81,6 +81,10 @@ class Terminal:
                 "loss": "loss",
                 "logratios/chosen": "log-ratio of chosen (nats)",
                 "logratios/rejected": "log-ratio of rejected (nats)",
+            }
+            if "logratios/margins" not in end:  # without a reference
+                names |= {"logps/chosen": "log-prob of chosen (nats)", "logps/rejected": "log-prob of rejected (nats)"}
+            names |= {
                 "kl": "KL(policy || reference) per token (nats)",
             }
             for key, name in names.items():

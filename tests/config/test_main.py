@@ -132,7 +132,7 @@ def test_nothing_is_written_when_the_command_line_is_refused(ended):
 
 
 def test_help_lists_groups_and_keys(ended):
-    assert "loss: dpo, ipo" in ended["help"].out
+    assert "loss: aot, aot_unpaired" in ended["help"].out
     assert "collapse_nats: 10.0" in ended["help"].out
 
 

@@ -1,12 +1,15 @@
 """Chat templates: the tokens of training are those of the template, and data cannot write its own turns."""
 
+from typing import get_args
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toys import CHATML, FAMILIES, NO_SYSTEM, chat, family, real_qwen
 from transformers import PreTrainedTokenizerFast
 
-from dpo_lab.data.templates import Refusal, Template
-from dpo_lab.runtime.errors import ModelError
+from dpo_lab.config.schema import Template as TemplateConfig
+from dpo_lab.data.templates import JINJA, NEEDS, Refusal, Template
+from dpo_lab.runtime.errors import ConfigError, ModelError
 
 CONVERSATIONS = {
     "one question": chat("Why is the sky blue?"),
@@ -150,6 +153,201 @@ def test_template_qwen_is_qwens_own(messages):
             assert_as_the_template_writes_it(tokenizer, own, messages, answer)
 
 
+TALK = chat("Hi!", "Hello.", " Why? ", system="Be brief.")
+# name: the tokenizer's family, TALK up to the answer, its whole with the answer "So.", a question without a system message
+WRITTEN = {
+    "llama3": (
+        "llama3",
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "So.<|eot_id|>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "mistral": (
+        "mistral",
+        "<s>[INST] Hi![/INST] Hello.</s>[INST] Be brief.\n\n Why? [/INST]",
+        " So.</s>",
+        "<s>[INST] Why?[/INST]",
+    ),
+    "gemma": (
+        "gemma",
+        "<bos><start_of_turn>user\nBe brief.\n\nHi!<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
+        "<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n",
+        "So.<end_of_turn>",
+        "<bos><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    "alpaca": (
+        "mistral",
+        "<s>Be brief.\n\n### Instruction:\nHi!\n\n### Response:\nHello.</s>\n\n"
+        "### Instruction:\n Why? \n\n### Response:\n",
+        "So.</s>",
+        "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nWhy?\n\n### Response:\n",
+    ),
+    "vicuna": (
+        "mistral",
+        "<s>Be brief. USER: Hi! ASSISTANT: Hello.</s>USER:  Why?  ASSISTANT:",
+        " So.</s>",
+        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: Why? ASSISTANT:",
+    ),
+    "zephyr": (
+        "mistral",
+        "<s><|system|>\nBe brief.</s>\n<|user|>\nHi!</s>\n<|assistant|>\nHello.</s>\n<|user|>\n Why? </s>\n<|assistant|>\n",
+        "So.</s>",
+        "<s><|user|>\nWhy?</s>\n<|assistant|>\n",
+    ),
+    "default": (
+        "mistral",
+        "<s>System: Be brief.</s>\nHuman: Hi!</s>\nAssistant:Hello.</s>\nHuman:  Why? </s>\nAssistant:",
+        "So.</s>",
+        "<s>Human: Why?</s>\nAssistant:",
+    ),
+    "chatml": (
+        "chatml",
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\n Why? <|im_end|>\n<|im_start|>assistant\n",
+        "So.<|im_end|>",
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "qwen": (
+        "chatml",
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\n Why? <|im_end|>\n<|im_start|>assistant\n",
+        "So.<|im_end|>",
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+}
+
+
+def test_every_template_by_name_has_its_text_here():
+    shipped = {p.stem for p in JINJA.glob("*.jinja")}
+    assert shipped == set(NEEDS) == set(WRITTEN)
+    assert {*shipped, "auto", "file"} == set(get_args(TemplateConfig.model_fields["name"].annotation))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_template_by_name_writes_what_its_family_documents(name):
+    tokens, prompt, answer, plain = WRITTEN[name]
+    template = Template(family(tokens), name)
+    assert template.render(TALK) == prompt
+    assert template.render(chat("Why?")) == plain
+    assert template.render(TALK, answer="So.").removesuffix("\n").removesuffix("\n") == prompt + answer
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_tokens_of_a_template_by_name_are_its_text_with_one_bos_and_one_end(name, kind):
+    tokens, prompt, answer, _ = WRITTEN[name]
+    tokenizer = family(tokens, kind)
+    template = Template(tokenizer, name)
+    ids, given = template.prompt_ids([TALK])[0], template.answer_ids(["So."])[0]
+    text = tokenizer.decode(ids + given, clean_up_tokenization_spaces=False)
+    if kind == "bytes":
+        assert text == prompt + answer
+        assert_as_the_template_writes_it(tokenizer, template, TALK, "So.")
+    if (bos := tokenizer.bos_token_id) is not None:
+        assert ids[0] == bos
+        assert ids.count(bos) == 1
+    end = tokenizer.convert_tokens_to_ids(answer.removeprefix(" ").removeprefix("So."))
+    assert template.end_of_turn == [end]
+    assert given[-1] == end
+    assert given.count(end) == 1
+    assert template.answer_ids([f"So.{tokenizer.eos_token}"])[0] == given
+
+
+def test_a_plain_template_begins_as_texts_of_its_tokenizer_do():
+    tokenizer = family("smollm2")  # its bos token is <|im_start|>, which it is made here to put before each text
+    assert Template(tokenizer, "alpaca").render(chat("Why?")).startswith("<|im_start|>Below")
+    tokenizer = family("smollm2")
+    tokenizer.backend_tokenizer.post_processor = family("chatml").backend_tokenizer.post_processor
+    assert Template(tokenizer, "alpaca").render(chat("Why?")).startswith("Below")
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma"])
+def test_turns_that_a_family_has_never_seen_are_refused(name):
+    with pytest.raises(Refusal, match="must alternate"):
+        Template(family(name), name).render([*chat("Hi!"), *chat("Why?")])
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_template_by_name_needs_its_tokens(name):
+    tokenizer = family("chatml")
+    if NEEDS[name] in (("<|im_start|>", "<|im_end|>"), ("eos",)):
+        tokenizer = family("mistral")
+    if NEEDS[name] == ("eos",):
+        tokenizer.eos_token = None
+    with pytest.raises(ModelError, match=rf"template={name} needs .* which this tokenizer does not have"):
+        Template(tokenizer, name)
+
+
+def test_a_file_of_ones_own_is_the_template(tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}Q {{ m.content }} A {% endfor %}{{ eos_token }}", encoding="utf-8")
+    template = Template(family("mistral"), "file", path=file)
+    assert template.render(chat("为什么?")) == "Q 为什么? A </s>"
+    assert template.tokenizer.chat_template == file.read_text(encoding="utf-8")
+    for broken in ("{% for m in messages %}", "{{ messages"):
+        file.write_text(broken)
+        with pytest.raises(ModelError, match="cannot write a question"):
+            Template(family("mistral"), "file", path=file)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        Template(family("mistral"), "file", path=file)
+
+
+# As Qwen3's: without thinking the prompt ends with an empty thought, and an answer is always written with one.
+SWITCH = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + "
+    "('<think>\\n\\n</think>\\n\\n' if loop.last and m.role == 'assistant' else '') + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
+
+
+def test_thinking_is_switched_in_the_template_that_is_saved(tmp_path):
+    def switched(value):
+        tokenizer = family("chatml")
+        tokenizer.chat_template = SWITCH
+        return Template(tokenizer, "auto", enable_thinking=value)
+
+    asked = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    empty = "<think>\n\n</think>\n\n"
+    texts = {value: switched(value).render(chat("Why?")) for value in (None, True, False)}
+    assert texts == {None: asked, True: asked, False: asked + empty}
+    for value in (True, False):
+        template = switched(value)
+        ids = template.prompt_ids([chat("Why?")])[0] + template.answer_ids(["So."])[0]
+        assert template.tokenizer.decode(ids) == f"{asked}{empty}So.<|im_end|>", "the same tokens, another boundary"
+    switched(False).tokenizer.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    messages = [*chat("Why?")]
+    assert again.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == asked + empty
+    kept = again.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert kept == asked, "whoever uses the result can still ask for the other"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_switch_that_the_template_does_not_have_is_told(value):
+    with pytest.raises(ConfigError, match=rf"enable_thinking={str(value).lower()} has no effect"):
+        Template(family("chatml"), "auto", enable_thinking=value)
+
+
+def test_a_template_with_todays_date_writes_the_same_every_day():
+    tokenizer = family("llama3")
+    tokenizer.chat_template = (
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+        "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+        "{{- 'Today Date: ' + date_string }}" + tokenizer.chat_template
+    )
+    assert Template(tokenizer, "auto").render(chat("Why?")).startswith("Today Date: 26 Jul 2024<|begin_of_text|>")
+
+
 @pytest.mark.parametrize(("name", "system"), [("chatml", 0), ("qwen", 1)])
 def test_only_qwen_adds_a_system_message(name, system):
     tokenizer = family("zephyr")
@@ -168,14 +366,8 @@ def test_only_qwen_adds_a_system_message(name, system):
 def test_a_tokenizer_without_a_template_needs_one_by_name():
     tokenizer = family("chatml")
     tokenizer.chat_template = None
-    with pytest.raises(ModelError, match=r"no chat template.*template=chatml"):
+    with pytest.raises(ModelError, match=r"no chat template.*template=chatml\|qwen\|llama3"):
         Template(tokenizer, "auto")
-
-
-@pytest.mark.parametrize("name", ["chatml", "qwen"])
-def test_chatml_needs_its_special_tokens(name):
-    with pytest.raises(ModelError, match=rf"template={name} needs the token <\|im_start\|>.*template=auto"):
-        Template(family("mistral"), name)
 
 
 def test_an_unknown_token_is_not_taken_for_the_special_one():

@@ -8,14 +8,13 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from beside_trl import NO_BREAK, same_adapter, trl_step, trl_trainer
 from tiny import (
     CHATML,
     byte_tokenizer,
     difference,
     move,
     tiny_examples,
-    tiny_lora,
-    tiny_pairs,
     tiny_policy,
     trained,
     worst_gradient,
@@ -33,25 +32,11 @@ from dpo_lab.preference.objective import Objective
 from dpo_lab.preference.reference import LiveReference, adapter_off
 from dpo_lab.training.module import PreferenceModule
 
-trl = pytest.importorskip("trl")
+pytest.importorskip("trl")
 pytestmark = pytest.mark.reference
 
 BETA = 0.1
-# TRL trains on what a template puts after the end of a turn, too (ChatML's line break). This one puts nothing there.
-NO_BREAK = CHATML.replace("<|im_end|>\\n", "<|im_end|>")
 LOSSES = {"sigmoid": (dpo_loss, "sum"), "ipo": (ipo_loss, "mean")}
-
-
-def trl_rows() -> list[dict[str, Any]]:
-    """The pairs in TRL's conversational format."""
-    return [
-        {
-            "prompt": [dict(m) for m in pair.prompt],
-            "chosen": [{"role": "assistant", "content": pair.chosen}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
-        }
-        for pair in tiny_pairs()
-    ]
 
 
 @dataclass
@@ -79,12 +64,7 @@ Meet = Callable[..., Sides]
 @pytest.fixture
 def meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Meet:
     """Builds both sides; the adapter has moved, so that the policy is not the reference."""
-    from datasets import Dataset, disable_progress_bars
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
-
     monkeypatch.chdir(tmp_path)
-    disable_progress_bars()
 
     def build(
         loss: str = "sigmoid",
@@ -94,28 +74,9 @@ def meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Meet:
         **args: Any,
     ) -> Sides:
         folder = write_tiny_model(tmp_path / "model", family, template=template)
-        lora = tiny_lora()
-        trainer = trl.DPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-            args=trl.DPOConfig(
-                output_dir=str(tmp_path / "trl"),
-                **{
-                    "loss_type": loss, "beta": BETA, "max_length": 4096, "use_cpu": True, "bf16": False, "report_to": "none",
-                    "gradient_checkpointing": False, "per_device_train_batch_size": 8, "disable_tqdm": True, "seed": 0,
-                    "save_strategy": "no", "logging_strategy": "no",
-                }
-                | args,
-            ),
-            train_dataset=Dataset.from_list(trl_rows()),
-            processing_class=byte_tokenizer(template),
-            peft_config=LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )  # fmt: skip
+        trainer = trl_trainer(folder, tmp_path / "trl", template=template, **{"loss_type": loss, "beta": BETA} | args)
         policy = tiny_policy(folder, moved=0.3)
-        theirs = trained(trainer.model)
-        assert theirs.keys() == trained(policy).keys()
-        with torch.no_grad():
-            for name, parameter in trained(policy).items():
-                theirs[name].copy_(parameter)
+        same_adapter(trainer.model, policy)
         function, average = LOSSES[loss]
         return Sides(trainer, policy, Objective(function, average=average, beta=BETA))  # type: ignore[arg-type]
 
@@ -132,14 +93,8 @@ def ours(sides: Sides, batch: list[Layout]) -> tuple[dict[str, float], dict[str,
 
 
 def theirs(sides: Sides) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The same of TRL's, on the batch of its own collator."""
-    trainer = sides.trainer
-    trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()} | {"loss": loss.item()}
-    return metrics, {name: p.grad for name, p in trained(trainer.model).items() if p.grad is not None}
+    """The same of TRL's."""
+    return trl_step(sides.trainer, list(range(8)))
 
 
 SAME = (

@@ -103,7 +103,7 @@ def furthest(one: dict[str, Any], two: dict[str, Any]) -> float:
 def test_a_run_goes_on_from_the_adapter_and_that_is_its_reference(lab: Lab) -> None:
     first = lab.train()
     (base_cache,) = lab.cache.rglob("*.sqlite")
-    going_on = (f"init_from={first.path}", "seed=7")
+    going_on = (f"lora.adapter={first.path}", "seed=7")
     modes = {mode: lab.train(*going_on, f"reference.mode={mode}") for mode in ("cached", "adapter_copy", "frozen")}
     trained = read_jsonl(first.eval_pairs)
     for mode, folder in modes.items():
@@ -132,7 +132,7 @@ def test_a_run_goes_on_from_the_adapter_and_that_is_its_reference(lab: Lab) -> N
 def test_full_fine_tuning_goes_on_from_the_weights(lab: Lab) -> None:
     options = ("lora=none", "optim.lr=1e-3")
     first = lab.train(*options)
-    more = lab.train(*options, f"init_from={first.path}", "data.seed=3")
+    more = lab.train(*options, f"model.path={first.path}/final", "data.seed=3")
     for row, before in zip(read_jsonl(more.eval_pairs), read_jsonl(first.eval_pairs), strict=True):
         assert row["ref_chosen_logps"] == pytest.approx(before["chosen_logps"], abs=1e-4)
     assert rows(more, "train/")[0]["train/loss"] == pytest.approx(0.693147, abs=1e-5)
@@ -140,7 +140,7 @@ def test_full_fine_tuning_goes_on_from_the_weights(lab: Lab) -> None:
 
 def test_another_rank_than_the_adapter_s_is_refused(lab: Lab) -> None:
     first = lab.train("optim.max_steps=1")
-    child = lab.call(f"init_from={first.path}", "lora=r16")
+    child = lab.call(f"lora.adapter={first.path}", "lora=r16")
     assert child.code in (1, 2)
-    assert "rank 8" in " ".join(child.text.split())
+    assert "lora.r=8 lora.alpha=16" in " ".join(child.text.split())
     assert "Traceback" not in child.text

@@ -1,41 +1,11 @@
-"""Rules of loss and optim: what their targets take."""
+"""Rules of optim, and what any target takes."""
 
 from collections.abc import Collection, Iterable, Mapping
 
 from dpo_lab.config.names import did_you_mean
+from dpo_lab.config.rules import machine
 from dpo_lab.config.schema import Config
 from dpo_lab.config.target import Signature, TargetError, signature
-
-LOSS_INPUTS = (
-    "chosen_logratios",
-    "rejected_logratios",
-    "chosen_logps",
-    "rejected_logps",
-    "ref_chosen_logps",
-    "ref_rejected_logps",
-    "chosen_tokens",
-    "rejected_tokens",
-)
-
-
-def loss(config: Config) -> Iterable[str]:
-    """The loss's inputs are of the vocabulary, its hyper-parameters are all given and no others."""
-    target, extra = config.loss.target, config.loss.model_extra or {}
-    hyper = dict(extra) | ({"beta": config.loss.beta} if config.loss.beta is not None else {})
-    try:
-        takes = signature(target)
-    except TargetError as e:
-        yield f"loss._target_={target}: {e}"
-        return
-    if takes is None:
-        return
-    for name in takes.positional:
-        if name not in LOSS_INPUTS:
-            yield (
-                f"{target}: the parameter {name} is not an input that a loss can ask for ({', '.join(LOSS_INPUTS)}). "
-                "A hyper-parameter stands after a * in the function's signature."
-            )
-    yield from _keywords("loss", target, hyper, takes.keyword_only, takes.keyword_only, takes)
 
 
 def optimizer(config: Config) -> Iterable[str]:
@@ -53,10 +23,28 @@ def optimizer(config: Config) -> Iterable[str]:
         yield f"optim._target_={o.target} is not an optimizer: its first parameter is not params."
         return
     required = [name for name in takes.required if name != "params"]
-    yield from _keywords("optim", o.target, hyper, takes.names[1:], required, takes)
+    yield from keywords("optim", o.target, hyper, takes.names[1:], required, takes)
 
 
-def _keywords(
+def optimizer_fits(config: Config) -> Iterable[str]:
+    """What the lab's optimizers need of the rest."""
+    target, t = config.optim.target, config.trainer
+    name = target.rpartition(".")[2]
+    if name.startswith("GaLore"):
+        if not machine.installed("galore_torch"):
+            yield f'optim._target_={target} needs a package that is not installed: pip install "dpo_lab[galore]".'
+        if config.lora.r is not None:
+            yield (
+                f"optim._target_={target} is for full fine-tuning, but lora.r={config.lora.r}: an adapter's gradients are of "
+                "low rank already. Use lora=none, or optim=adamw."
+            )
+    if name.startswith("Paged") and (t.accelerator == "cpu" or not machine.may_have_gpu()):
+        yield f"optim._target_={target} needs a GPU: on a CPU nothing is paged. Use optim=adamw8bit."
+    if target.startswith("bitsandbytes.") and t.precision == "64":
+        yield f"optim._target_={target} keeps its state in 32 bits or less, but trainer.precision=64. Use optim=adamw."
+
+
+def keywords(
     group: str,
     target: str,
     hyper: Mapping[str, object],

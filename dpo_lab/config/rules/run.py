@@ -1,6 +1,7 @@
 """Rules of data, outputs, device and logger."""
 
 import math
+import sys
 from collections.abc import Iterable
 
 from dpo_lab.config import inputs
@@ -45,6 +46,19 @@ def device(config: Config) -> Iterable[str]:
     t = config.trainer
     if t.accelerator == "gpu" and not machine.may_have_gpu():
         yield "trainer.accelerator=gpu, but this machine has no GPU. Use trainer=auto or trainer=cpu."
+    if t.accelerator == "mps" and sys.platform != "darwin":
+        yield "trainer.accelerator=mps is Apple's GPU, but this machine is no Mac. Use trainer=auto or trainer=cpu."
+    if t.accelerator == "mps" and t.precision not in ("auto", "32", "fp16_on_gpu"):
+        yield f"trainer.precision={t.precision} is not offered on mps. Use trainer.precision=32."
+    if t.accelerator == "mps" and config.quant.bits is not None:
+        yield f"quant.bits={config.quant.bits} does not work on mps. Use quant=none."
+    if t.accelerator == "mps" and t.devices != 1:
+        yield f"trainer.devices={t.devices}: there is one mps device. Use trainer.devices=1."
+    if isinstance(t.devices, int) and t.devices > config.optim.batch_size:
+        yield (
+            f"trainer.devices={t.devices} is more than optim.batch_size={config.optim.batch_size}: some would have no "
+            "pair of a step. Lower one or raise the other."
+        )
     if t.accelerator == "cpu" and t.precision == "fp16":
         yield (
             "trainer.precision=fp16 does not work on a CPU. Use 32 or bf16, or trainer.precision=fp16_on_gpu, "
