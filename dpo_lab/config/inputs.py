@@ -54,7 +54,9 @@ def model_folder(path: str) -> list[str]:
     if not (folder / "config.json").is_file():
         found = [p.name for p in sorted(folder.glob(f"*{GGUF}"))]
         hint = f" For a GGUF file give the file itself: model.path={path.rstrip('/')}/{found[0]}." if found else ""
-        return [f"model.path={path}: {_absolute(folder)} has no config.json, so it is no Hugging Face model folder.{hint}"]
+        return [
+            f"model.path={path}: {_absolute(folder)} has no config.json, so it is no Hugging Face model folder.{hint}"
+        ]
     return []
 
 
@@ -62,7 +64,11 @@ def template_file(path: str) -> list[str]:
     """A chat template in Jinja."""
     file = expand(path)
     if not file.is_file():
-        what = "is a folder, a Jinja file is needed." if file.is_dir() else f"there is no file {_absolute(file)}{_similar(file)}"
+        what = (
+            "is a folder, a Jinja file is needed."
+            if file.is_dir()
+            else f"there is no file {_absolute(file)}{_similar(file)}"
+        )
         return [f"template.path={path}: {what}"]
     return [] if _readable(file) else [f"template.path={path}: {_absolute(file)} may not be read by this user."]
 

@@ -11,6 +11,7 @@ from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS
 
 _OUTPUTS = ("output_dir", "cache_dir")  # never swept
 _FREE = ("data.columns",)  # mappings whose keys are not in conf/
+_LISTS = ("lora.target_modules",)  # a text or a list
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -27,6 +28,8 @@ def quote(override: str, *, multirun: bool) -> str:
     if any(key == free or key.startswith(f"{free}.") for free in _FREE):
         return f"++{key}={value}"
     if key not in (*PATH_KEYS, *TEXT_KEYS) or not value:
+        return override
+    if key in _LISTS and value.startswith("["):
         return override
     start = f"{prefix}{key}="
     if _arrives(start, value):

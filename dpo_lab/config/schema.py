@@ -241,8 +241,20 @@ class Config(Group):
 
 
 # Input paths: their content, not their name, is part of a run's identity; the shell may give them unquoted.
-PATH_KEYS = ("model.path", "template.path", "data.path", "data.eval_path", "lora.adapter", "reference.path", "output_dir", "cache_dir")
-TEXT_KEYS = ("model.name", "data.hub.name", "logger.project", "logger.group", "sweep.name")
+PATH_KEYS = (
+    "model.path",
+    "template.path",
+    "data.path",
+    "data.eval_path",
+    "lora.adapter",
+    "reference.path",
+    "output_dir",
+    "cache_dir",
+)
+TEXT_KEYS = (
+    *("model.name", "lora.target_modules", "data.hub.name"),
+    *("logger.project", "logger.group", "sweep.name"),
+)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

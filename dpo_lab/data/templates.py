@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from dpo_lab.config.paths import expand
+from dpo_lab.config.schema import Template as TemplateConfig
 from dpo_lab.data.types import Message
 from dpo_lab.runtime.errors import ConfigError, DataError, ModelError
 
@@ -25,6 +27,17 @@ NEEDS = {
 }
 ANY_TOKENIZER = ("alpaca", "vicuna", "zephyr", "default")
 PROBE = "\u2042text\u2042"  # stands for a text when a template is asked what it puts around one
+
+
+def load_template(tokenizer: Any, config: TemplateConfig) -> "Template":
+    """The chat template of conf/template on a tokenizer.
+
+    Raises:
+        ConfigError: a file that cannot be read, or a switch that the template does not have.
+        ModelError: the tokenizer and the template do not go together.
+    """
+    path = None if config.path is None else expand(config.path)
+    return Template(tokenizer, config.name, path=path, enable_thinking=config.enable_thinking)
 
 
 class Refusal(DataError):

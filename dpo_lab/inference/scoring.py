@@ -74,8 +74,11 @@ class Scorer:
             parts, kls = [], []
             for number, layout in enumerate([*self.kl_layouts, *self.layouts]):
                 moved = layout.to(self.device)
-                per_token, hidden = self.forward.logps_and_hidden(policy, moved)
-                own = self.forward.statistics(policy, moved)[1] if self.objective.needs_self else None
+                own = None
+                if self.objective.needs_self:
+                    per_token, own, hidden = self.forward.statistics_and_hidden(policy, moved)
+                else:
+                    per_token, hidden = self.forward.logps_and_hidden(policy, moved)
                 parts.append(self.objective.pairs(moved, per_token, self.reference.logps(moved), own))
                 if number < len(self.kl_layouts) and self.reference.model is not None:
                     with self.reference.model() as ref_model:

@@ -11,6 +11,7 @@ from dpo_lab.models.locate import Located
 from dpo_lab.models.precision import Precision
 from dpo_lab.models.quantize import quantization_config
 from dpo_lab.models.quiet import quiet_loading
+from dpo_lab.preference.forward import depends_on_length
 from dpo_lab.preference.logps import head_of
 from dpo_lab.runtime.errors import ModelError
 
@@ -64,7 +65,7 @@ def load_model(
     if quant.bits == 8 and device.type == "cpu":
         _one_path_for_int8(loaded)
     _check_head(loaded, precision)
-    if rope.depends_on_length(loaded.config):
+    if depends_on_length(loaded.config):
         rope.each_row_by_its_own_length(loaded)
     return loaded
 

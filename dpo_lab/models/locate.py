@@ -52,7 +52,9 @@ def locate(model: Model, cache_dir: Path, say: Callable[[str], None]) -> Located
     elif name:
         located = Located(from_hub(name, model, check_weights, say), name)
     else:
-        raise ModelError("No model: give model=hf model.name=OWNER/NAME, or model=hf model.path=FOLDER.")
+        raise ModelError(
+            "No model: give model=hf model.name=OWNER/NAME, model=hf model.path=FOLDER or model=gguf model.path=FILE.gguf."
+        )
     try:
         _check_folder(located.path, model)
     except OSError as e:

@@ -119,10 +119,12 @@ def _check_settings(model: Any, folder: Path, lora: Lora) -> None:
 
 
 def _word(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as the command line takes it, with all its digits."""
     if isinstance(value, list):
         return f"[{','.join(value)}]"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _check_head(peft: Any) -> None:
@@ -166,11 +168,3 @@ def attached_adapter(model: Any, folder: Path) -> Any:
         raise ModelError(f"The adapter in {folder} does not fit this model: {str(e).splitlines()[0][:200]}") from e
     _check_head(peft)
     return peft.eval()
-
-
-def changes_base(lora: Lora) -> bool:
-    """Whether the adapter's initialisation takes something out of the base's weights: none here does.
-
-    PiSSA and OLoRA compute the difference beside the base (see adapter_init).
-    """
-    return False

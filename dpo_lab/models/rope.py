@@ -105,12 +105,6 @@ def scaled_config(config: Any, scaling: Scaling) -> Any:
     return config
 
 
-def depends_on_length(config: Any) -> bool:
-    """Whether a token's embedding depends on the length of its whole sequence, and not on its position alone."""
-    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return _scaled(parameters).get("rope_type") == "dynamic"
-
-
 def each_row_by_its_own_length(model: nn.Module) -> None:
     """Make dynamic scaling a function of the sequence alone.
 

@@ -62,6 +62,8 @@ def model_card(facts: Mapping[str, Any], results: Mapping[str, float], *, adapte
         if adapter
         else 'model = AutoModelForCausalLM.from_pretrained("FOLDER")'
     )
+    if rope := facts["model"].get("rope"):  # the adapter's folder does not hold it
+        use = f"# The base was loaded with scaled positions: {rope}. Load it with the same rope_parameters.\n{use}"
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     imports += "\nfrom peft import PeftModel" if adapter else ""
     body = f"""

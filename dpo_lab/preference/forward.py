@@ -19,10 +19,18 @@ def causal_lm(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
+def depends_on_length(config: Any) -> bool:
+    """Whether a token's embedding depends on the length of its whole sequence (dynamic rotary scaling)."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return (parameters.get("full_attention") or parameters).get("rope_type") == "dynamic"
+
+
 def padded_hidden(model: nn.Module, layout: Layout) -> Tensor:
     """Hidden states (N, H) that predict each completion token, from rows of prompt + answer (2B, L)."""
     rows, predictors = layout.padded()
-    hidden = causal_lm(model).get_decoder()(input_ids=rows, use_cache=False).last_hidden_state  # (2B, L, H)
+    lm = causal_lm(model)
+    positions = layout.padded_positions() if depends_on_length(lm.config) else None
+    hidden = lm.get_decoder()(input_ids=rows, position_ids=positions, use_cache=False).last_hidden_state  # (2B, L, H)
     return hidden.flatten(0, 1)[predictors]
 
 
@@ -42,9 +50,12 @@ class Forward:
 
     def statistics(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
         """Per-token log-probs (N,) of the completions, and log sum_v p_v^2 (N,) over the vocabulary at their place."""
-        hidden = self._hidden(model, layout)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return token_statistics(hidden, layout.targets, head_of(causal_lm(model)))
+        return self._statistics_and_hidden(model, layout)[:2]
+
+    @torch.no_grad()
+    def statistics_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """`statistics`, and the hidden states (N, H) they come from, without gradients."""
+        return self._statistics_and_hidden(model, layout)
 
     @torch.no_grad()
     def logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -62,6 +73,11 @@ class Forward:
         # Whoever calls may be under autocast (Lightning is); the head is not, so that all log-probs are alike.
         with torch.autocast(hidden.device.type, enabled=False):
             return token_logps(hidden, layout.targets, head_of(causal_lm(model))), hidden
+
+    def _statistics_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self._hidden(model, layout)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return *token_statistics(hidden, layout.targets, head_of(causal_lm(model))), hidden
 
     def _hidden(self, model: nn.Module, layout: Layout) -> Tensor:
         with self.precision(layout):

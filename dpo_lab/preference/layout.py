@@ -69,6 +69,11 @@ class Layout:
             predictors.extend(range(row * width + prompt - 1, row * width + prompt + n - 1))
         return self.ids[self._index(rows)], self._index(predictors)
 
+    def padded_positions(self) -> Tensor:
+        """(2B, L) positions of the rows of `padded`; padding stands at 0, so that a row's largest is of its own length."""
+        width = max(prompt + n for _, prompt, _, n in self.answers)
+        return self._index([[*range(prompt + n)] + [0] * (width - prompt - n) for _, prompt, _, n in self.answers])
+
     def answer_sums(self, per_token: Tensor) -> Tensor:
         """Sum (N,) values over each answer: (2B,)."""
         return torch.segment_reduce(per_token, "sum", lengths=self.answer_tokens)

@@ -81,6 +81,7 @@ def discopop_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta:
     """(1 - s) (-log sigmoid(margin)) + s exp(-margin), s = sigmoid(margin / tau), arXiv:2406.08414 eq. 5. (B,) -> (B,).
 
     Found by a language model's search over losses (LRML): logistic on wrongly ordered pairs, exponential on the others.
+    Not monotonic: at margin 0 its slope is (1 - ln 2) / (4 tau) - 3/4, the wrong way for tau < 0.1023.
     """
     margin = beta * (chosen_logratios - rejected_logratios)
     right = torch.sigmoid(margin / tau)

@@ -135,7 +135,7 @@ class Objective:
         self.function, self.terms, self.modifiers = function, tuple(terms), modifiers
         self.inputs = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self.hyper = hyper | ({"beta": beta} if takes_beta else {})
-        self.average = average
+        self.average: Literal["sum", "mean"] = average
         self.beta = beta if beta is not None else 1.0
         self.coupled = getattr(function, "coupled", False) or any(term.coupled for term in terms)
         self.needs_reference = any("logratios" in name or name.startswith("ref_") for name in self.inputs) or any(

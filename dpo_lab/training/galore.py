@@ -1,17 +1,18 @@
 """GaLore with a state that a checkpoint can hold."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from galore_torch import GaLoreAdamW as _GaLoreAdamW
-from galore_torch.galore_projector import GaLoreProjector
+from torch.optim import Optimizer
+
+from dpo_lab.runtime.errors import ConfigError
 
 
-class GaLoreAdamW(_GaLoreAdamW):
+class GaLoreAdamW(Optimizer):
     """AdamW whose moments of matrices live in a subspace of the gradient (arXiv:2403.03507, algorithm 2).
 
     galore-torch keeps projector objects in its state, which torch.load(weights_only=True) refuses: here a state dict
-    holds their matrices.
+    holds their matrices. Parameter groups and state are shared with its optimizer, which does the updates.
     """
 
     splits_matrices = True
@@ -41,7 +42,19 @@ class GaLoreAdamW(_GaLoreAdamW):
         """
         projected = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "proj_type": "std"}
         groups: Any = [group | (projected if group["matrix"] else {}) for group in params]
-        super().__init__(groups, lr, (betas[0], betas[1]), eps, weight_decay, no_deprecation_warning=True)
+        try:
+            from galore_torch import GaLoreAdamW as Projected
+        except ImportError as e:
+            raise ConfigError(
+                'optim=galore needs a package that is not installed: pip install "dpo_lab[galore]".'
+            ) from e
+        self.inner = Projected(groups, lr, (betas[0], betas[1]), eps, weight_decay, no_deprecation_warning=True)
+        super().__init__(self.inner.param_groups, self.inner.defaults)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of all parameters."""
+        return self.inner.step(closure)  # pyright: ignore[reportArgumentType]
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with a matrix in place of each projector."""
@@ -54,7 +67,10 @@ class GaLoreAdamW(_GaLoreAdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back the state, with projectors around their matrices."""
+        from galore_torch.galore_projector import GaLoreProjector
+
         super().load_state_dict(state_dict)
+        self._share()
         for group in self.param_groups:
             for parameter in group["params"] if "rank" in group else ():
                 state = self.state[parameter]
@@ -67,3 +83,6 @@ class GaLoreAdamW(_GaLoreAdamW):
                         proj_type=group["proj_type"],
                     )
                     state["projector"].ortho_matrix = matrix
+
+    def _share(self) -> None:
+        self.inner.param_groups, self.inner.state = self.param_groups, self.state

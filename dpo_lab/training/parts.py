@@ -12,8 +12,8 @@ from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
-from dpo_lab.data.templates import Template
-from dpo_lab.models.load import load_tokenizer
+from dpo_lab.data.templates import Template, load_template
+from dpo_lab.models.load import load_tokenizer, rope_facts
 from dpo_lab.models.lora import parameter_counts
 from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_running
@@ -26,7 +26,7 @@ from dpo_lab.training import references, setup
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
 from dpo_lab.training.references import Source
-from dpo_lab.training.start import Start, find_reference, find_start
+from dpo_lab.training.start import Start, check_rope, find_reference, find_start
 from dpo_lab.training.terminal import Terminal
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         start = find_start(config, run.cache_dir, say)
         named = find_reference(config, start, run.cache_dir, say)
         source = references.reference_source(config, start, named, precision, device)
-        template = Template(load_tokenizer(start.located, config.model), config.template.name)
+        template = load_template(load_tokenizer(start.located, config.model), config.template)
+        rope = rope_facts(start.located, config.model, config.data.max_length)
+        check_rope(start, rope)
         references.check_vocabulary(config, source, template.tokenizer)
         data = prepare(split, config.data, template)
         optim = config.optim
@@ -120,7 +122,7 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         log.info("model loaded: %s from %s", start.located.name, start.located.path)
         run.interrupt.check()
         forward = Forward(precision.autocast)
-        reference_id, reference_facts = references.reference_identity(source)
+        reference_id, reference_facts = references.reference_identity(config, source)
         cache = RefCache(run.cache_dir, reference_id, facts=reference_facts)
         reference, ref_model = references.build_reference(config, source, policy, cache)
         lm: Any = policy
@@ -140,8 +142,10 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         "precision": str(precision),
         "quant": f"{config.quant.bits}-bit" if config.quant.bits else "none",
         "model": {"name": start.located.name, "note": start.located.note, "identity": start.identity}
-        | {"path": str(start.located.path), "base": start.located.identity(run.cache_dir), "start": start.what},
+        | {"path": str(start.located.path), "base": start.located.identity(run.cache_dir), "start": start.what}
+        | {"rope": rope},
         "template": config.template.name,
+        "enable_thinking": config.template.enable_thinking,
         "reference": {"mode": reference.mode, "what": source.what if reference.present else "none"}
         | {"identity": reference_id if reference.present else None},
         "data": data.facts(),

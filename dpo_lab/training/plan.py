@@ -9,7 +9,7 @@ from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
-from dpo_lab.data.templates import Template
+from dpo_lab.data.templates import load_template
 from dpo_lab.data.types import Example
 from dpo_lab.models.load import load_tokenizer
 from dpo_lab.models.lora import new_adapter, parameter_counts
@@ -31,7 +31,7 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
     precision = resolve_precision(config, accelerator)
     with terminal.working("counting tokens") as say:
         start = find_start(config, expand(config.cache_dir), say)
-        template = Template(load_tokenizer(start.located, config.model), config.template.name)
+        template = load_template(load_tokenizer(start.located, config.model), config.template)
         data = prepare(split, config.data, template)
         skeleton = skeleton_policy(config, start.located.path)
     trainable, total = parameter_counts(skeleton)

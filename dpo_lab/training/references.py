@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config, Quant
-from dpo_lab.models.load import load_model, load_tokenizer
-from dpo_lab.models.lora import attached_adapter, changes_base
+from dpo_lab.models.load import load_model, load_tokenizer, rope_facts
+from dpo_lab.models.lora import attached_adapter
 from dpo_lab.models.precision import Precision
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.ref_cache import RefCache
@@ -89,7 +89,7 @@ def reference_source(config: Config, start: Start, named: Start, precision: Prec
     where = device if r.device == "same" else torch.device(r.device)
     is_start = named.identity == start.identity and quant == config.quant
     own_model = named is not start or quant != config.quant or own != precision or where != device
-    return Source(named, quant, own, where, is_start, own_model or changes_base(config.lora))
+    return Source(named, quant, own, where, is_start, own_model)
 
 
 def build_reference(
@@ -112,7 +112,7 @@ def build_reference(
     return LiveReference(mode, context, source.forward, source.device), context
 
 
-def reference_identity(source: Source) -> tuple[str, dict[str, Any]]:
+def reference_identity(config: Config, source: Source) -> tuple[str, dict[str, Any]]:
     """What changes the reference's log-probs, hashed and in words; loss, lr, rank and seed do not."""
     quant, precision = source.quant, source.precision
     facts = {
@@ -124,9 +124,10 @@ def reference_identity(source: Source) -> tuple[str, dict[str, Any]]:
         "compute": precision.name,
         "weights_dtype": str(precision.weights),
         "quant_compute": str(precision.quant_compute) if quant.bits == 4 else None,
+        "rope": rope_facts(source.start.located, config.model, config.data.max_length),
         "int8_on": source.device.type if quant.bits == 8 else None,  # bitsandbytes computes otherwise on a CPU
     }
-    hashed = {k: v for k, v in facts.items() if k not in ("what", "model")}
+    hashed = {k: v for k, v in facts.items() if k not in ("what", "model") and (k, v) != ("rope", None)}
     return digest(repr(sorted(hashed.items()))), facts
 
 
@@ -143,7 +144,14 @@ def check_vocabulary(config: Config, source: Source, tokenizer: Any) -> None:
 
 
 def _load(config: Config, source: Source) -> Any:
-    model = load_model(source.start.located, config.model, source.quant, source.precision, source.device)
+    model = load_model(
+        source.start.located,
+        config.model,
+        source.quant,
+        source.precision,
+        source.device,
+        max_length=config.data.max_length,
+    )
     return model if source.start.adapter is None else attached_adapter(model, source.start.adapter)
 
 

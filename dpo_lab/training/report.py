@@ -12,7 +12,7 @@ from dpo_lab.training.folder import short
 from dpo_lab.training.parts import Parts, RunContext
 from dpo_lab.training.trackers import Tracker
 
-SWEEP_HINT = "loss.beta=0.05,0.1,0.2"
+SWEEP_HINTS = {True: "loss.beta=0.05,0.1,0.2", False: "optim.lr=1e-4,5e-5"}  # by whether the loss has a beta
 
 
 def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[str, Any] | None) -> None:
@@ -20,7 +20,9 @@ def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[st
     config, located, facts = run.config, parts.start.located, parts.facts
     share = facts["trainable_parameters"] / facts["parameters"]
     lora = config.lora
-    adapter = f"LoRA r {lora.r}, alpha {lora.alpha:g}: " if lora.r else "full fine-tuning: "
+    kind = " ".join(name for name, there in {"DoRA": lora.dora, "rsLoRA": lora.rslora}.items() if there) or "LoRA"
+    kind += f", {lora.init} start" if lora.init != "default" else ""
+    adapter = f"{kind}, r {lora.r}, alpha {lora.alpha:g}: " if lora.r else "full fine-tuning: "
     model = f"{located.name}{f' ({located.note})' if located.note else ''}"
     if config.quant.bits:
         model += f", {config.quant.bits}-bit"
@@ -43,7 +45,7 @@ def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[st
         "data": f"{_data_name(run)} ({parts.data.format}): {parts.data.train_counts}; {split}"
         + (f" ({parts.data.heldout_counts})" if parts.data.heldout_counts.dropped else ""),
         "loss": f"{loss.target.rsplit('.', 1)[-1]}{beta}, log-probs {'summed' if loss.average == 'sum' else 'averaged'}"
-        f" over tokens; template {config.template.name}",
+        f" over tokens{_modifiers(run)}; template {config.template.name}",
         "steps": f"{parts.steps} of {optim.batch_size} pairs; lr {optim.lr:g}, {optim.schedule}, "
         f"{optim.target.rsplit('.', 1)[-1]}",
         "log": tracker.note or config.logger.name,
@@ -76,7 +78,8 @@ def show_footer(
         "train on": f"python -m dpo_lab {shlex.join([*_overrides(run), *_going_on(run, str(folder))])}",
     }
     if run.config.sweep.name is None:
-        rows["sweep"] = f"python -m dpo_lab --multirun {shlex.join([*_overrides(run), SWEEP_HINT])}"
+        hint = SWEEP_HINTS[run.config.loss.beta is not None]
+        rows["sweep"] = f"python -m dpo_lab --multirun {shlex.join([*_overrides(run), hint])}"
     if tracker.note and "wandb sync" in tracker.note:
         rows["W&B"] = tracker.note[tracker.note.index("wandb sync") :]
     run.terminal.facts(rows)
@@ -103,6 +106,20 @@ def _overrides(run: RunContext) -> list[str]:
 def _going_on(run: RunContext, folder: str) -> list[str]:
     """What to add to a command so that it starts from this run's result."""
     return [f"lora.adapter={folder}"] if run.config.lora.r else [f"model.path={folder}/final"]
+
+
+def _modifiers(run: RunContext) -> str:
+    """What changes the loss, in words."""
+    loss = run.config.loss
+    if loss.terms:
+        return " unless a term says otherwise: " + " + ".join(f"{t.weight:g} {name}" for name, t in loss.terms.items())
+    asked = {
+        f"sft_weight {loss.sft_weight:g}": loss.sft_weight > 0,
+        f"ld_alpha {loss.ld_alpha}": loss.ld_alpha is not None,
+        "wpo": loss.wpo,
+        f"f_divergence {loss.f_divergence}": loss.f_divergence != "reverse_kl",
+    }
+    return "".join(f", {name}" for name, there in asked.items() if there)
 
 
 def _reference(parts: Parts) -> str:

@@ -44,7 +44,7 @@ def count_devices(config: Config, accelerator: str) -> int:
 
 def load_policy(config: Config, start: Start, precision: Precision, device: torch.device) -> nn.Module:
     """The model to train, in the state that the reference has."""
-    base = load_model(start.located, config.model, config.quant, precision, device)
+    base = load_model(start.located, config.model, config.quant, precision, device, max_length=config.data.max_length)
     if config.lora.r is None:
         base.requires_grad_(True)
         return base

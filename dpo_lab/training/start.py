@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo_lab.config.inputs import adapter_in
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config, Model
 from dpo_lab.models.locate import Located, locate
-from dpo_lab.runtime.errors import ModelError
+from dpo_lab.runtime.errors import ConfigError, ModelError
 from dpo_lab.runtime.files import digest, fingerprint, read_json
 
 
@@ -71,3 +72,19 @@ def _with_adapter(located: Located, path: Path, cache_dir: Path) -> Start:
     if trained_on is not None and trained_on != identity:
         raise ModelError(f"The adapter of {path} was trained on other weights than {located.name}. Choose its model.")
     return Start(located, adapter, digest(identity, fingerprint(adapter)), what)
+
+
+def check_rope(start: Start, rope: dict[str, Any] | None) -> None:
+    """An adapter that was trained on scaled positions goes on with the same ones."""
+    if start.adapter is None or not (start.adapter.parent / "facts.json").is_file():
+        return
+    trained = ((read_json(start.adapter.parent / "facts.json") or {}).get("model") or {}).get("rope")
+    if trained != rope:
+        raise ConfigError(
+            f"{start.what} was trained with {_scaled(trained)}, but this run has {_scaled(rope)}. Give the model.rope and "
+            "data.max_length of that run."
+        )
+
+
+def _scaled(rope: dict[str, Any] | None) -> str:
+    return f"model.rope.type={rope['type']}, factor {rope['factor']:g}" if rope else "model.rope.type=none"

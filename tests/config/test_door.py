@@ -80,6 +80,7 @@ RULES: list[Case] = [
     (["quant=8bit", "trainer.precision=64"], ["trainer.precision=64", "quant.bits=8"]),
     (["lora=none", "lora.r=8"], ["lora.r=8 needs lora.alpha"]),
     (["lora=none", "lora.dora=true"], ["lora.dora=true has no effect on full fine-tuning", "lora=r8"]),
+    (["lora=none", "lora.alpha=16"], ["lora.alpha=16.0 has no effect on full fine-tuning"]),
     (["lora=none", "lora.rslora=true"], ["lora.rslora=true has no effect"]),
     (["lora=none", "lora.init=gaussian"], ["lora.init=gaussian has no effect"]),
     (["lora=none", "lora.dropout=0.1"], ["lora.dropout=0.1 has no effect"]),

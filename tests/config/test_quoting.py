@@ -49,6 +49,21 @@ def test_odd_paths_survive_to_the_config():
     assert [flat[key] for key in schema.PATH_KEYS] == ODD[: len(schema.PATH_KEYS)]
 
 
+@pytest.mark.parametrize(
+    ("typed", "arrives"),
+    [
+        (r".*\.layers\.[01]\..*(q|v)_proj", r".*\.layers\.[01]\..*(q|v)_proj"),
+        ("[q_proj,v_proj]", ["q_proj", "v_proj"]),
+        ("attention", "attention"),
+    ],
+)
+def test_target_modules_are_a_regular_expression_or_a_list(typed, arrives):
+    assert values(f"lora.target_modules={typed}", multirun=False) == [arrives]
+    assert values(f"lora.target_modules={typed}", multirun=True) == [arrives]
+    lists = values("lora.target_modules=[q_proj],[q_proj,v_proj]", multirun=True)
+    assert lists == [["q_proj"], ["q_proj", "v_proj"]]
+
+
 @pytest.mark.parametrize("path", [p for p in ODD if "," not in p])
 def test_a_path_without_commas_is_one_path_in_a_multirun_too(path):
     assert values(f"data.path={path}", multirun=True) == [path]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -77,9 +78,11 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def served(kind, folder):
+def served(kind, folder, context=None):
     handler = type("ThisHub", (kind,), {"folder": folder, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}", handler
     server.shutdown()
@@ -135,10 +138,9 @@ def test_a_model_is_fetched_from_the_hub_once_and_then_found_without_it(hub, fol
     assert first["path"] == second["path"]
     downloads = [line for line in handler.asked if line.startswith("GET") and "/resolve/" in line]
     assert len(downloads) == len(set(downloads)) == len(first["files"])
-    offline, trusted = ask(
-        [model(name="toys/tiny"), model(name="toys/tiny", trust_remote_code=True)], tmp_path / "hub", HF_ENDPOINT=url
-    )
+    [offline] = ask([model(name="toys/tiny")], tmp_path / "hub", HF_ENDPOINT="http://127.0.0.1:9")
     assert offline["files"] == first["files"]
+    [trusted] = ask([model(name="toys/tiny", trust_remote_code=True)], tmp_path / "hub", HF_ENDPOINT=url)
     assert "modeling_mine.py" in trusted["files"]
 
 
@@ -266,7 +268,95 @@ def test_a_modelscope_that_never_answers_is_given_up(tmp_path):
     assert answer["seconds"] < 15
 
 
-# openMind: its client speaks https to its own hosts alone, so that only what happens without the hub can be tested
+# openMind: its client speaks https, and to its own hosts alone, so that one of their names is given to this machine
+
+
+class OpenMind(Hub):
+    """An openMind with one model, toys/tiny, and a gated one, toys/gated."""
+
+    def answer(self):
+        url = urlparse(self.path)
+        asked = parse_qs(url.query)
+        self.asked.append(f"{self.command} {url.path}")
+        if "toys/gated" in url.path:
+            return self.reply(401, code="gated")
+        if "toys/tiny" not in url.path:
+            return self.reply(404, code="resource_not_found")
+        if asked.get("ref") == ["v9"]:
+            return self.reply(404, code="ref_not_exist")
+        if url.path.startswith("/api/v1/model/"):
+            return self.reply(200, data={"id": "1", "name": "tiny", "owner": "toys"})
+        if "/media/" in url.path:
+            file = self.folder / url.path.rsplit("/", 1)[-1]
+            return self.send(200, file.read_bytes(), {"Content-Type": "application/octet-stream"})
+        if url.path.endswith("/info"):
+            return self.reply(200, data=self.described(self.folder / asked["path"][0]) | {"branch_last_commit": SHA})
+        files = [self.described(p) for p in sorted(self.folder.iterdir()) if p.is_file()]
+        commit = {"commit_sha": SHA, "message": "one", "created": "2024-01-01T00:00:00Z"}
+        return self.reply(200, data={"tree": files, "last_commit": {"commit": commit}})
+
+    def described(self, file):
+        data = file.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # as git names it
+        return {"type": "file", "path": file.name, "size": len(data), "etag": blob, "is_lfs": False}
+
+    def reply(self, status, **body):
+        return self.send(status, json.dumps(body).encode(), {})
+
+
+@pytest.fixture
+def openmind(folder, tmp_path):
+    """The hub's address and all that a child process needs to take it for openMind's."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl for a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test.openmind.cn"]
+    words += ["-addext", "subjectAltName=DNS:test.openmind.cn", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+    names = tmp_path / "names"
+    names.mkdir()
+    (names / "sitecustomize.py").write_text(
+        "import socket\nreal = socket.getaddrinfo\n"
+        "def here(host, *a, **k):\n    return real('127.0.0.1' if host == 'test.openmind.cn' else host, *a, **k)\n"
+        "socket.getaddrinfo = here\n"
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    for url, handler in served(OpenMind, folder, context):
+        environment = {
+            "OPENMIND_HUB_ENDPOINT": f"https://test.openmind.cn:{urlparse(url).port}",
+            "REQUESTS_CA_BUNDLE": str(certificate),
+            "OM_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONPATH": os.pathsep.join(p for p in (str(names), os.environ.get("PYTHONPATH", "")) if p),
+        }
+        yield environment, handler
+
+
+@needs_openmind
+def test_a_model_is_fetched_from_openmind_once_and_then_found_without_it(openmind, folder, tmp_path):
+    environment, handler = openmind
+    for name in ("model.gguf", "README.md", "pytorch_model.bin", "modeling_mine.py"):
+        (folder / name).write_bytes(b"x")
+    asked = model(hub="openmind", name="toys/tiny")
+    first, second = ask([asked, asked], tmp_path / "cache", **environment)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(first["files"])
+    assert not {"model.gguf", "README.md", "pytorch_model.bin", "modeling_mine.py"} & set(first["files"])
+    assert first["path"] == second["path"]
+    requests = len(handler.asked)
+    [again] = ask([asked], tmp_path / "cache", **environment)
+    assert again["files"] == first["files"]
+    assert len(handler.asked) == requests, "the copy is used without asking"
+
+
+@needs_openmind
+def test_what_openmind_refuses_is_told(openmind, tmp_path):
+    models = [model(name=name, hub="openmind") for name in ("toys/none", "toys/gated")]
+    models.append(model(name="toys/tiny", hub="openmind", revision="v9"))
+    answers = ask(models, tmp_path / "cache", **openmind[0])
+    fragments = [["no model 'toys/none' on openMind"], ["toys/gated is gated on openMind"], ["no revision 'v9'"]]
+    for answer, wanted in zip(answers, fragments, strict=True):
+        assert all(fragment in answer["error"] for fragment in wanted), answer
+        assert answer["seconds"] < 20
 
 
 @needs_openmind

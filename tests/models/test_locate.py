@@ -185,7 +185,7 @@ def test_weights_in_pytorchs_format_are_weights(folder):
 
 
 def test_without_a_name_and_a_path_there_is_no_model(tmp_path):
-    with pytest.raises(ModelError, match=r"model\.name=OWNER/NAME, or model=hf model\.path=FOLDER"):
+    with pytest.raises(ModelError, match=r"model=hf model\.path=FOLDER or model=gguf model\.path=FILE\.gguf"):
         locate(model(), tmp_path, lambda text: None)
 
 

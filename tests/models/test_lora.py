@@ -151,8 +151,10 @@ def test_a_saved_adapter_is_gone_on_from_and_its_copy_is_the_reference(
     assert difference(logps(again), before) < 5e-5
     shake(again)
     assert difference(logps(again), before) > 1e-2
+    names = trained(again).keys()
     with adapter_copy(again)() as copied:
         assert difference(logps(copied), before) < 5e-5
+    assert trained(again).keys() == names, "what is trained is what was trained"
     assert difference(logps(again), before) > 1e-2, "and the trained one is back"
 
 
@@ -393,9 +395,10 @@ def test_norm_is_the_last_norm_and_not_every_module_that_ends_so(tiny_model: Pat
     assert whole == ["base_model.model.model.norm.modules_to_save.default.weight"]
 
 
-def test_in_16_bits_a_saved_module_is_trained_in_fp32(tiny_model: Path) -> None:
+@pytest.mark.parametrize("name", ["tied embedding saved", "norm saved", "pissa", "olora", "dora"])
+def test_in_16_bits_what_is_trained_is_fp32_and_starts_as_the_reference(name: str, tiny_model: Path) -> None:
     bf16 = Precision("bf16", torch.bfloat16, torch.bfloat16)
-    policy = policy_of(tiny_model, bf16, modules_to_save=["embed_tokens"])
+    policy = policy_of(tiny_model, bf16, **VARIANTS[name])
     assert {p.dtype for p in trained(policy).values()} == {torch.float32}
     forward = Forward(torch.bfloat16)
     with torch.no_grad(), adapter_off(policy)() as off:
@@ -403,7 +406,7 @@ def test_in_16_bits_a_saved_module_is_trained_in_fp32(tiny_model: Path) -> None:
     gap = forward.logps(policy, ALL) - reference
     assert gap.abs().mean().item() < bf16.tolerance
     gap.sum().backward()
-    assert all(p.grad is not None for n, p in trained(policy).items() if "lora_A" not in n)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in trained(policy).items() if "lora_A" not in n)
 
 
 # -- going on from an adapter -------------------------------------------------------------------------------------
@@ -419,6 +422,7 @@ def test_in_16_bits_a_saved_module_is_trained_in_fp32(tiny_model: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, {}, "lora.modules_to_save=[model.embed_tokens]"),
         ({}, {"modules_to_save": ["norm"]}, "lora.modules_to_save=[]"),
         ({"init": "pissa"}, {"init": "pissa"}, "lora.r=8 lora.alpha=16 lora.init=default"),
+        ({"init": "olora", "rslora": True}, {}, f"lora.r=8 lora.alpha={8 * math.sqrt(2)} lora.rslora=true"),
     ],
 )
 def test_settings_other_than_the_adapters_are_refused_with_the_words_that_help(

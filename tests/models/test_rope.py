@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FP32, byte_tokenizer, plain_model, write_tiny_model
+from tiny import FP32, byte_tokenizer, difference, plain_model, tiny_examples, write_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPT2Config
 
 from dpo_lab.config.schema import Quant, Rope
+from dpo_lab.data.collate import collate
 from dpo_lab.models.load import load_model, rope_facts
 from dpo_lab.models.locate import Located
-from dpo_lab.models.rope import depends_on_length
+from dpo_lab.preference.forward import Forward, depends_on_length
 from dpo_lab.runtime.errors import ConfigError, ModelError
 
 NATIVE, LONG = 32, 100
@@ -140,6 +141,18 @@ def test_dynamic_depends_neither_on_batch_mates_nor_on_what_came_before(tmp_path
     copied = copy.deepcopy(model)
     assert gap(hidden(copied, rows[2][None])[0], alone[2]) < 1e-5
     assert copied.get_decoder().rotary_emb.forward.__self__ is copied.get_decoder().rotary_emb
+
+
+def test_log_probs_of_a_pair_under_dynamic_scaling_are_the_same_in_any_company(short):
+    model = loaded(short, scaling("dynamic"))
+    examples = tiny_examples()
+    longest = [e.lengths[0] + max(e.lengths[1:]) for e in examples]
+    assert min(longest) < 2 * NATIVE < max(longest)
+    together = Forward().logps(model, collate(examples, [*range(len(examples))]))
+    alone = torch.cat([Forward().logps(model, collate([e], [0])) for e in examples])
+    assert difference(together, alone) < 1e-5
+    plain = Forward().logps(loaded(short), collate(examples, [*range(len(examples))]))
+    assert difference(together, plain) > 1e-2
 
 
 # Models with something of their own

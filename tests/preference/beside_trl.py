@@ -7,11 +7,13 @@ import torch
 from tiny import CHATML, byte_tokenizer, tiny_lora, tiny_pairs, trained
 from torch import Tensor
 
+from dpo_lab.data.types import Pair
+
 # TRL trains on what a template puts after the end of a turn, too (ChatML's line break). This one puts nothing there.
 NO_BREAK = CHATML.replace("<|im_end|>\\n", "<|im_end|>")
 
 
-def trl_rows() -> list[dict[str, Any]]:
+def trl_rows(pairs: list[Pair]) -> list[dict[str, Any]]:
     """The pairs in TRL's conversational format."""
     return [
         {
@@ -19,12 +21,14 @@ def trl_rows() -> list[dict[str, Any]]:
             "chosen": [{"role": "assistant", "content": pair.chosen}],
             "rejected": [{"role": "assistant", "content": pair.rejected}],
         }
-        for pair in tiny_pairs()
+        for pair in pairs
     ]
 
 
-def trl_trainer(folder: Path, output: Path, *, template: str = NO_BREAK, **args: Any) -> Any:
-    """The trainer of a model folder with a fresh adapter."""
+def trl_trainer(
+    folder: Path, output: Path, *, template: str = NO_BREAK, pairs: list[Pair] | None = None, **args: Any
+) -> Any:
+    """The trainer of a model folder with a fresh adapter, on `pairs` or the tiny ones."""
     import trl
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
@@ -43,7 +47,7 @@ def trl_trainer(folder: Path, output: Path, *, template: str = NO_BREAK, **args:
             }
             | args,
         ),
-        train_dataset=Dataset.from_list(trl_rows()),
+        train_dataset=Dataset.from_list(trl_rows(pairs or tiny_pairs())),
         processing_class=byte_tokenizer(template),
         peft_config=LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),  # type: ignore[arg-type]
     )  # fmt: skip

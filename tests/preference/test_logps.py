@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from dpo_lab.models.load import _check_head
 from dpo_lab.models.precision import Precision
 from dpo_lab.preference import logps
-from dpo_lab.preference.logps import Head, head_of, token_kl, token_logps
+from dpo_lab.preference.logps import Head, head_of, token_kl, token_logps, token_statistics
 from dpo_lab.runtime.errors import ModelError
 
 HIDDEN, VOCABULARY = 24, 90
@@ -118,6 +118,26 @@ def test_in_16_bit_values_are_fp32_and_gradients_keep_the_dtype_of_the_hidden_st
         assert difference(ours[name], theirs[name]) < 3e-2
 
 
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+def test_statistics_come_with_the_log_probs_and_leave_their_gradient_alone(trainable: bool) -> None:
+    for kind in KINDS:
+        hidden, targets, head = make(50, torch.float64, trainable=trainable, kind=kind)
+        logps = torch.stack([full_logps(hidden, torch.full((50,), v), head) for v in range(VOCABULARY)], dim=1)
+        expected = logps.detach().exp().square().sum(-1).log()
+        with torch.no_grad():
+            assert difference(token_statistics(hidden, targets, head)[1], expected) < 1e-9, kind
+        values, log_sum_sq = token_statistics(hidden, targets, head)
+        assert difference(log_sum_sq, expected) < 1e-9, kind
+        assert not log_sum_sq.requires_grad
+        assert torch.equal(values, token_logps(hidden, targets, head))
+        asked = [t for t in (hidden, head.weight, head.bias) if t is not None and t.requires_grad]
+        ours, theirs = (torch.autograd.grad(t.sin().sum(), asked) for t in (values, full_logps(hidden, targets, head)))
+        assert all(difference(a, b) < 1e-9 for a, b in zip(ours, theirs, strict=True)), kind
+
+
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -128,10 +148,13 @@ def test_all_logits_never_exist_in_forward_or_backward(trainable: bool) -> None:
     head = Head(torch.randn(vocabulary, HIDDEN).requires_grad_(trainable))
     with Largest() as chunked:
         token_logps(hidden, targets, head).sum().backward()
+    with Largest() as with_statistics:
+        token_statistics(hidden, targets, head)[0].sum().backward()
     with Largest() as plain:
         full_logps(hidden, targets, head).sum().backward()
     assert plain.numel >= n * vocabulary  # the check sees what it looks for
     assert 16 * vocabulary <= chunked.numel <= max(16, HIDDEN) * vocabulary
+    assert with_statistics.numel == chunked.numel
 
 
 @pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])

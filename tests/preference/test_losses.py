@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from dpo_lab.data.collate import collate
 from dpo_lab.data.types import Example
 from dpo_lab.preference.forward import Forward
-from dpo_lab.preference.losses import dpo_loss, ipo_loss
+from dpo_lab.preference.losses import (
+    aot_loss,
+    aot_unpaired_loss,
+    cdpo_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_pair_loss,
+    log1mexp,
+    orpo_loss,
+    robust_loss,
+    simpo_loss,
+)
 from dpo_lab.preference.objective import Objective, PairLogps
 
 CHOSEN, REJECTED = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.5])  # margins 1 and -1.5
@@ -63,6 +74,99 @@ def test_no_two_losses_give_the_same_number_or_gradient() -> None:
     (value, gradient), (other_value, other_gradient) = at.values()
     assert (value - other_value).abs().min() > 0.1
     assert (gradient - other_gradient).abs().min() > 0.1
+
+
+# -- losses that TRL's DPO trainer does not have, from the papers' and LLaMA-Factory's formulas -----------------------
+
+
+LOGPS = torch.tensor([-0.7, -2.5, -0.01]).double(), torch.tensor([-1.1, -0.3, -4.0]).double()  # per token
+LOGRATIOS = torch.tensor([2.0, -1.0, 3.0]).double(), torch.tensor([1.0, 0.5, -4.0]).double()
+
+
+def test_cdpo_is_the_mean_of_dpo_on_the_label_and_on_the_flipped_one() -> None:
+    chosen, rejected = LOGRATIOS
+    expected = 0.9 * dpo_loss(chosen, rejected, beta=0.3) + 0.1 * dpo_loss(rejected, chosen, beta=0.3)
+    torch.testing.assert_close(cdpo_loss(chosen, rejected, beta=0.3, label_smoothing=0.1), expected)
+
+
+def test_cdpo_is_least_at_the_margin_of_its_labels_odds() -> None:
+    best = torch.tensor([math.log(9) / 0.3], dtype=torch.float64, requires_grad=True)
+    cdpo_loss(best, torch.zeros_like(best), beta=0.3, label_smoothing=0.1).sum().backward()
+    assert best.grad is not None
+    assert best.grad.abs() < 1e-12
+
+
+def test_robust_dpo_of_flipped_labels_is_on_average_dpo_of_the_true_ones() -> None:
+    chosen, rejected = LOGRATIOS
+    kept = robust_loss(chosen, rejected, beta=0.3, label_smoothing=0.2)
+    flipped = robust_loss(rejected, chosen, beta=0.3, label_smoothing=0.2)
+    torch.testing.assert_close(0.8 * kept + 0.2 * flipped, dpo_loss(chosen, rejected, beta=0.3))
+
+
+def test_simpo_is_llama_factorys_with_its_gamma() -> None:
+    chosen, rejected = LOGPS
+    gamma_logratios = 0.5 / 2.5  # simpo_gamma / beta: the margin in log-probs per token
+    expected = -F.logsigmoid(2.5 * (chosen - rejected - gamma_logratios))
+    torch.testing.assert_close(simpo_loss(chosen, rejected, beta=2.5, gamma=0.5), expected)
+
+
+def test_orpo_is_the_papers_formula_on_likelihoods() -> None:
+    p, q = (t.exp() for t in LOGPS)
+    odds_ratio = (p / (1 - p)) / (q / (1 - q))
+    expected = -p.log() - 0.2 * torch.log(1 / (1 + torch.exp(-odds_ratio.log())))
+    torch.testing.assert_close(orpo_loss(*LOGPS, beta=0.2), expected)
+
+
+def test_the_log_odds_keep_their_precision_where_a_likelihood_is_nearly_1_or_0() -> None:
+    expected = {  # 1 - e^x = -x - x^2 / 2 - ... near 0; -e^x is its logarithm far below
+        0.0: math.log(torch.finfo(torch.float64).eps),  # counts as the next number below 1
+        -1e-12: math.log(1e-12),
+        -1e-3: math.log(1e-3 - 1e-6 / 2 + 1e-9 / 6),
+        -math.log(2): -math.log(2),
+        -1.0: math.log1p(-math.exp(-1)),
+        -50.0: -math.exp(-50),
+        -1000.0: 0.0,
+    }
+    x, values = (torch.tensor(list(t), dtype=torch.float64) for t in (expected.keys(), expected.values()))
+    torch.testing.assert_close(log1mexp(x), values, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_likelihood_of_1_or_0_gives_orpo_a_finite_loss_and_gradient(dtype: torch.dtype) -> None:
+    chosen = torch.tensor([0.0, -200.0, 0.0], dtype=dtype, requires_grad=True)
+    rejected = torch.tensor([-200.0, 0.0, 0.0], dtype=dtype, requires_grad=True)
+    loss = orpo_loss(chosen, rejected, beta=0.1)
+    found = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    assert all(t.isfinite().all() for t in (loss, *found))
+
+
+def llama_factorys_kto_pair(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float) -> Tensor:
+    """Mean over 2B examples, as the `kto_pair` that LLaMA-Factory names was in TRL; there z carries gradient."""
+    chosen_kl = chosen_logratios.mean().clamp(min=0)
+    rejected_kl = rejected_logratios.mean().clamp(min=0)
+    desirable = 1 - torch.sigmoid(beta * (chosen_logratios - rejected_kl))
+    undesirable = 1 - torch.sigmoid(beta * (chosen_kl - rejected_logratios))
+    return torch.cat((desirable, undesirable)).mean()
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0], ids=["one mean below 0", "both means above 0"])
+def test_kto_pair_has_llama_factorys_value_and_the_papers_gradient(shift: float) -> None:
+    chosen, rejected = (t + shift for t in LOGRATIOS)
+    assert (chosen.mean() > 0, rejected.mean() > 0) == (True, shift > 0)
+    loss = kto_pair_loss(chosen, rejected, beta=0.3)
+    torch.testing.assert_close(loss.mean(), llama_factorys_kto_pair(chosen, rejected, 0.3))
+    # The paper's: v = sigmoid(beta (r - z)) for desirable, sigmoid(beta (z - r)) for undesirable; z is a constant.
+    z = chosen.mean().clamp(min=0), rejected.mean().clamp(min=0)
+    v_chosen, v_rejected = torch.sigmoid(0.3 * (chosen - z[1])), torch.sigmoid(0.3 * (z[0] - rejected))
+    leaves = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()
+    found = torch.autograd.grad(kto_pair_loss(*leaves, beta=0.3).mean(), leaves)
+    torch.testing.assert_close(found[0], -0.3 * v_chosen * (1 - v_chosen) / 6)
+    torch.testing.assert_close(found[1], 0.3 * v_rejected * (1 - v_rejected) / 6)
+
+
+def test_losses_that_couple_pairs_say_so() -> None:
+    assert all(loss.coupled for loss in (aot_loss, aot_unpaired_loss, kto_pair_loss))  # type: ignore[attr-defined]
+    assert not hasattr(dpo_loss, "coupled")
 
 
 def test_huge_margins_give_finite_losses_and_gradients() -> None:

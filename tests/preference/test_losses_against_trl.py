@@ -1,6 +1,5 @@
 """Every loss that TRL has, and every modifier, through TRL's own trainer: value and gradient of each adapter weight."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from tiny import tiny_examples, tiny_policy, trained, worst_gradient, write_tiny
 from torch import Tensor
 
 from dpo_lab.data.collate import collate
+from dpo_lab.data.types import Message, Pair
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.reference import LiveReference, adapter_off
 
@@ -58,7 +58,16 @@ MODIFIED = [
     ("dpo", "ld wpo js", {**LD[0], **WPO[0], **F_DIVERGENCES["js"][0]}, {**LD[1], **WPO[1], **F_DIVERGENCES["js"][1]}),
 ]  # fmt: skip
 ALL, ONE = list(range(8)), [4]
-EXAMPLES = tiny_examples(template=NO_BREAK)
+# Short answers: TRL sums log-probs in fp32, and that of 50 tokens (270 nats) is only good to 3e-5.
+ANSWERS = [
+    ("4.", "5"), ("Blue.", "No, not"), ("Hello!", "Hi"), ("4", "Seven"), ("Now.", "We rest"), ("好", "?"), ("C, A, T", "KAT"),
+    ("Blue", "Green!"),
+]  # fmt: skip
+PAIRS = [
+    Pair((Message(role="user", content=f"Say {i}"),), chosen, rejected, i + 1)
+    for i, (chosen, rejected) in enumerate(ANSWERS)
+]
+EXAMPLES = tiny_examples(PAIRS, template=NO_BREAK)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +75,10 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """TRL's trainer and our policy with the same adapter, moved away from the reference."""
     folder = tmp_path_factory.mktemp("trl")
     model = write_tiny_model(folder / "model", template=NO_BREAK)
-    trainer = trl_trainer(model, folder / "out", use_weighting=True)  # so that its head gives what the weights need
-    policy = tiny_policy(model, moved=0.06)
+    trainer = trl_trainer(
+        model, folder / "out", pairs=PAIRS, use_weighting=True
+    )  # so that its head gives what the weights need
+    policy = tiny_policy(model, moved=0.05)
     same_adapter(trainer.model, policy)
     return trainer, policy
 
@@ -98,7 +109,9 @@ def assert_same(sides: tuple[Any, Any], loss: str, changes: dict[str, Any], sett
     their_value, their_gradients = theirs(trainer, settings, rows)
     assert value == pytest.approx(their_value, rel=1e-5)
     assert len(gradients) == 28
-    assert worst_gradient(gradients, their_gradients) < 1e-5
+    assert worst_gradient(gradients, their_gradients) < 1e-4  # of each matrix, some of them small
+    both = [torch.cat([g[name].flatten() for name in gradients]) for g in (gradients, their_gradients)]
+    assert (both[0] - both[1]).norm() < 1e-5 * both[1].norm()
     return value, gradients
 
 
@@ -113,7 +126,9 @@ def test_value_and_gradient_are_trls_at_shipped_values(loss: str, sides: tuple[A
     assert_same(sides, loss, {}, TRL[loss], ONE if "sft" in TRL[loss]["loss_types"] else ALL)
 
 
-@pytest.mark.parametrize(("loss", "name", "changes", "settings"), MODIFIED, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("loss", "name", "changes", "settings"), MODIFIED, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_modified_losses_are_trls(
     loss: str, name: str, changes: dict[str, Any], settings: dict[str, Any], sides: tuple[Any, Any]
 ) -> None:
@@ -136,7 +151,7 @@ def test_of_several_pairs_imitation_weighs_pairs_alike_and_in_trl_tokens(sides: 
     value, _ = ours(policy, "sft", {}, ALL)
     each = [theirs(trainer, TRL["sft"], [row])[0] for row in ALL]
     assert value == pytest.approx(sum(each) / 8, rel=1e-5)
-    assert theirs(trainer, TRL["sft"], ALL)[0] != pytest.approx(value, rel=1e-3)
+    assert theirs(trainer, TRL["sft"], ALL)[0] != pytest.approx(value, rel=1e-4)
 
 
 def test_of_several_pairs_a_sum_without_imitation_is_trls(sides: tuple[Any, Any]) -> None:

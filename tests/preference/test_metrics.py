@@ -68,6 +68,26 @@ def test_a_tie_is_no_success_so_an_untouched_policy_has_accuracy_0(pairs: PairLo
     assert metrics["rewards/accuracies"] == metrics["rewards/margins"] == metrics["logratios/margins"] == 0.0
 
 
+def test_without_a_reference_rewards_are_of_the_policys_log_probs_and_there_are_no_log_ratios(pairs: PairLogps) -> None:
+    metrics = preference_metrics(pairs, torch.tensor([0.25, 0.75]), beta=2.0, reference=False, average="mean")
+    # per token: chosen -10/4 and -21/5, rejected -29/10 and -39.5/20; logps/* stay sums
+    assert {name: round(value.item(), 6) for name, value in metrics.items()} == {
+        "loss": 0.5,
+        "rewards/chosen": -6.7,
+        "rewards/rejected": -4.875,
+        "rewards/accuracies": 0.5,
+        "rewards/margins": -1.825,
+        "logps/chosen": -15.5,
+        "logps/rejected": -34.25,
+        "tokens/chosen": 4.5,
+        "tokens/rejected": 15.0,
+    }
+    summed = preference_metrics(pairs, torch.zeros(2), beta=2.0, reference=False)
+    assert summed["rewards/chosen"] == -31.0
+    record = pair_records(pairs, torch.zeros(2), reference=False)[0]
+    assert record.keys() == {"chosen_logps", "rejected_logps", "chosen_tokens", "rejected_tokens", "loss"}
+
+
 def test_a_record_holds_the_four_sums_the_two_counts_and_the_loss_of_its_pair(pairs: PairLogps) -> None:
     assert pair_records(pairs, torch.tensor([0.25, 0.75]))[1] == {
         "chosen_logps": -21.0,
@@ -90,11 +110,12 @@ def test_per_token_values_are_summed_over_the_right_answers() -> None:
 
 
 def test_joined_micro_batches_keep_their_order_and_carry_no_gradient(pairs: PairLogps) -> None:
-    live = PairLogps(*(t.clone().float().requires_grad_() for t in vars(pairs).values()))
+    live = pairs.each(lambda _, value: value.clone().float().requires_grad_())
     joined = PairLogps.join([live, pairs])
     assert joined.chosen_logps.tolist() == [-10, -21, -10, -21]
     assert joined.rejected_tokens.tolist() == [10, 20, 10, 20]
-    assert not any(t.requires_grad for t in vars(joined).values())
+    assert not any(t.requires_grad for t in vars(joined).values() if t is not None)
+    assert joined.weights is None
 
 
 def test_sum_and_mean_are_two_losses(pairs: PairLogps) -> None:

@@ -44,7 +44,7 @@ class Scattered:
 
     def logps(self, layout: Layout) -> torch.Tensor:
         generator = torch.Generator().manual_seed(sum(layout.index))
-        return -6 * torch.rand(len(layout.targets), generator=generator, dtype=torch.float64)
+        return -14 * torch.rand(len(layout.targets), generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", COUPLED)

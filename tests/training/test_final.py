@@ -54,6 +54,9 @@ def test_final_loads_without_the_project_and_is_the_policy(lab: Lab, tmp_path: P
         "qwen": ("template=qwen",),
         "full": ("lora=none", "optim.lr=1e-3"),
         "checkpointed": ("model.gradient_checkpointing=true",),
+        "pissa": ("lora=pissa", "optim.lr=1e-3"),
+        "olora": ("lora=olora", "lora.rslora=true", "lora.alpha=4", "optim.lr=1e-3"),
+        "dora": ("lora=dora", "lora.modules_to_save=[lm_head]", "lora.target_modules=attention"),
     }
     folders = {name: lab.train(*more) for name, more in options.items()}
     pairs = [

@@ -29,6 +29,7 @@ def adapter(config: Config) -> Iterable[str]:
 def _without_adapter(config: Config) -> Iterable[str]:
     lora, optim = config.lora, config.optim
     asked = {
+        f"lora.alpha={lora.alpha}": lora.alpha is not None,
         "lora.dora=true": lora.dora,
         "lora.rslora=true": lora.rslora,
         f"lora.init={lora.init}": lora.init != "default",

