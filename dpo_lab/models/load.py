@@ -50,7 +50,7 @@ def load_model(
                 located.path,
                 config=rope.scaled_config(config, scaling) if scaling else config,
                 dtype=precision.weights,
-                attn_implementation=attention(model, precision, device),
+                attn_implementation=attention(model, precision, device, config),
                 quantization_config=quantization_config(quant, precision),
                 device_map={"": device} if quant.bits or device.type != "cpu" else None,
                 trust_remote_code=model.trust_remote_code,
@@ -89,13 +89,20 @@ def rope_facts(located: Located, model: Model, max_length: int | None) -> dict[s
     return scaling.facts() if scaling else None
 
 
-def attention(model: Model, precision: Precision, device: torch.device) -> str | None:
-    """The implementation to ask transformers for; None leaves the choice to it (SDPA where the model has it)."""
+def attention(model: Model, precision: Precision, device: torch.device, config: Any) -> str | None:
+    """The implementation to ask transformers for; None leaves the choice to it (SDPA where the model has it).
+
+    Raises:
+        ModelError: it would leave out what the model does to its attention scores.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and model.attn == "sdpa":  # some transformers releases take it and drop the cap
+        raise ModelError("model.attn=sdpa leaves out the soft cap of this model's attention. Use model.attn=auto.")
     if model.attn != "auto":
         return model.attn
     half = precision.name in ("bf16", "fp16")
     has_flash = device.type == "cuda" and half and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if has_flash else None
+    return "flash_attention_2" if has_flash else "eager" if capped else None
 
 
 def _one_path_for_int8(model: Any) -> None:

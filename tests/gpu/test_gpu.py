@@ -189,6 +189,17 @@ RUNS = {
     "4-bit": ["quant=4bit"],
     "8-bit": ["quant=8bit"],
     "full": ["lora=none", "reference.mode=frozen", "optim.lr=1e-3"],
+    "DoRA on 4 bit": ["lora=dora", "quant=4bit"],
+    "PiSSA": ["lora=pissa"],
+    "a coupled loss in micro-batches": ["loss=aot", "trainer.microbatch_tokens=100"],
+    "weighted pairs": ["loss.wpo=true", "loss.sft_weight=0.1"],
+    "the reference on the CPU": ["reference=frozen", "reference.device=cpu"],
+    "the reference in 16 bit": ["trainer.precision=32", "reference=frozen", "reference.dtype=bfloat16"],
+    "paged optimizer": ["optim=paged_adamw8bit"],
+    "Muon": ["optim=muon"],
+    "scaled positions": ["model.rope.type=dynamic", "data.max_length=1000"],
+    "checkpointing": ["model.gradient_checkpointing=true"],
+    "no reference": ["loss=simpo"],
 }
 
 
@@ -200,8 +211,9 @@ def test_a_run_through_the_door(name: str, folder: Path, tmp_path: Path) -> None
     command = [
         *(sys.executable, "-m", "dpo_lab", "model=hf", f"model.path={folder}", "data=file", f"data.path={data}"),
         *("logger=none", "trainer.accelerator=" + ("gpu" if DEVICE == "cuda" else "cpu"), "data.eval_fraction=0.3"),
-        *("optim.batch_size=4", "optim.max_steps=4", "optim.lr=1e-2", "generation.max_new_tokens=4", "prompts.count=1"),
+        *("optim.batch_size=4", "optim.max_steps=4", "generation.max_new_tokens=4", "prompts.count=1"),
         *(f"output_dir={tmp_path}/outputs", f"cache_dir={tmp_path}/cache", *RUNS[name]),
+        *([] if any(word.startswith("optim.lr=") for word in RUNS[name]) else ["optim.lr=1e-2"]),
     ]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -209,6 +221,7 @@ def test_a_run_through_the_door(name: str, folder: Path, tmp_path: Path) -> None
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["train/loss"] for row in metrics if "train/loss" in row]
     assert len(losses) == 4
-    assert losses[0] == pytest.approx(math.log(2), abs=0.1)
+    if not {"loss=simpo", "loss.sft_weight=0.1"} & set(RUNS[name]):
+        assert losses[0] == pytest.approx(math.log(2), abs=0.1)
     assert all(map(math.isfinite, losses))
     assert (run / "final").is_dir()

@@ -47,11 +47,11 @@ def write_gguf(file: Path, folder: Path, kind: str = "F32", *, without: str = ""
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    tokens = [*(tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))), "ab"]  # a merge needs its token
+    tokens = [*(tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))), "ab", "cd"]  # a merge needs its token
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if t in tokenizer.all_special_tokens else 1 for t in tokens])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_chat_template(CHATML)
@@ -78,7 +78,7 @@ def write_gguf(file: Path, folder: Path, kind: str = "F32", *, without: str = ""
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A Llama with a merge in its vocabulary, as llama.cpp's tokenizer format asks for one."""
-    return write_tiny_model(tmp_path_factory.mktemp("gguf") / "tiny", vocab_size=260)
+    return write_tiny_model(tmp_path_factory.mktemp("gguf") / "tiny", vocab_size=261)
 
 
 def found(file: Path, cache: Path, said: list[str] | None = None) -> Located:

@@ -524,7 +524,7 @@ def test_an_option_does_what_it_says(
     if option == "model=gguf":
         from models.test_gguf import write_gguf
 
-        source = write_tiny_model(tmp_path / "source", vocab_size=260)
+        source = write_tiny_model(tmp_path / "source", vocab_size=261)
         words.append(f"model.path={write_gguf(tmp_path / 'tiny.gguf', source)}")
     if option == "template=file":
         (tmp_path / "own.jinja").write_text(

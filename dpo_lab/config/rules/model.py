@@ -60,6 +60,8 @@ def quantisation(config: Config) -> Iterable[str]:
         return
     if config.lora.r is None:
         yield f"quant.bits={bits} needs LoRA, but lora.r=null: quantised weights cannot be trained. Add lora=r8."
+    if config.quant.compute_dtype == "float64":
+        yield "quant.compute_dtype=float64: bitsandbytes has no products in float64. Use auto, float32 or bfloat16."
     if config.trainer.precision == "64":
         yield f"trainer.precision=64 cannot be used with quant.bits={bits}. Use trainer.precision=auto or quant=none."
     if not machine.installed("bitsandbytes"):
