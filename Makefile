@@ -5,7 +5,7 @@ CORE := .venv/.installed-core
 DEV := .venv/.installed-dev
 PIP := $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format install dev clean
+.PHONY: demo test lint format docs install dev clean
 
 demo: $(CORE)
 	$(BIN)/python -m dpo_lab experiment=demo overwrite=true
@@ -21,6 +21,9 @@ lint: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs:
+	$(PYTHON) docs/options.py
 
 install: $(CORE)
 

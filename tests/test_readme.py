@@ -1,5 +1,6 @@
 """The README's commands compose, its tables name what conf/ holds, and its example of an own loss works."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from dpo_lab.config import cli
 from dpo_lab.config.paths import CONF_DIR
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README_FILE = Path(__file__).parents[1] / "README.md"
+README = README_FILE.read_text(encoding="utf-8")
 
 
 def commands() -> list[list[str]]:
@@ -29,6 +31,8 @@ def test_every_command_of_the_readme_is_accepted(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     write_own_loss(tmp_path / "my_conf")
+    (tmp_path / "RUN" / "final").mkdir(parents=True)
+    (tmp_path / "RUN" / "final" / "adapter_config.json").write_text("{}")
     if "--help" in arguments:
         return
     cli.prepare(arguments)
@@ -45,6 +49,20 @@ def test_the_table_of_groups_lists_every_option_of_conf() -> None:
     }
     assert groups
     assert {name: set(re.findall(r"`(\w+)`", options)) for name, options in rows.items() if name in groups} == groups
+
+
+def test_the_page_of_options_is_what_conf_says() -> None:
+    docs = README_FILE.parent / "docs"
+    spec = importlib.util.spec_from_file_location("options", docs / "options.py")
+    assert spec is not None
+    assert spec.loader is not None
+    options = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(options)
+    page = (docs / "options.md").read_text(encoding="utf-8")
+    assert page == options.document(), "run make docs"
+    files = [*CONF_DIR.glob("*/*.yaml")]
+    assert len(files) > 80
+    assert all(f"| `{file.stem}` | " in page and options.about(file) for file in files)
 
 
 def test_the_example_of_an_own_loss_gives_a_loss_of_each_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,11 @@ def write_gguf(file: Path, folder: Path, kind: str = "F32", *, without: str = ""
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    tokens = [*(tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))), "ab", "cd"]  # a merge needs its token
+    tokens = [
+        *(tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))),
+        "ab",
+        "cd",
+    ]  # a merge needs its token
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if t in tokenizer.all_special_tokens else 1 for t in tokens])
