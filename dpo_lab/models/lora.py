@@ -148,10 +148,12 @@ def _full_precision(peft: Any) -> None:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Trainable parameters and all parameters; a 4-bit weight counts as the values it stands for."""
+    """Trainable parameters and all of the policy's; a 4-bit weight counts as the values it stands for."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = 0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if COPY in name.split("."):  # the reference's
+            continue
         state = getattr(parameter, "quant_state", None)
         total += math.prod(state.shape) if state is not None else parameter.numel()
     return trainable, total

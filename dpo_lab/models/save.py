@@ -57,13 +57,13 @@ def model_card(facts: Mapping[str, Any], results: Mapping[str, float], *, adapte
     head += ["tags: [preference-tuning, dpo_lab]", "---"]
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(results.items()) if name.startswith("val/"))
     loss, optim = facts["loss"], facts["optim"]
+    scaled = facts["model"].get("load_with") if adapter else None  # a whole model's own config.json has it
+    more = "".join(f", {key}={value!r}" for key, value in (scaled or {}).items())
     use = (
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(base, "FOLDER")'
+        f'base = AutoModelForCausalLM.from_pretrained("{base}"{more})\nmodel = PeftModel.from_pretrained(base, "FOLDER")'
         if adapter
         else 'model = AutoModelForCausalLM.from_pretrained("FOLDER")'
     )
-    if rope := facts["model"].get("rope"):  # the adapter's folder does not hold it
-        use = f"# The base was loaded with scaled positions: {rope}. Load it with the same rope_parameters.\n{use}"
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     imports += "\nfrom peft import PeftModel" if adapter else ""
     body = f"""

@@ -176,10 +176,11 @@ class Run:
             scores = scorer.score(parts.policy, bar.advance)
         self.record(scores, step)
         found = scores.metrics
-        margin = found.get("logratios/margins", found["logps/chosen"] - found["logps/rejected"])
+        nats = "logratios/margins" in found  # without a reference there are rewards only
+        margin = f"{found['logratios/margins']:+.2f} nats" if nats else f"{found['rewards/margins']:+.3f}"
         self.terminal.say(
-            f"step {step}/{parts.steps}: held-out accuracy {found['rewards/accuracies']:.3f}, "
-            f"margin {margin:+.2f} nats, loss {found['loss']:.4f}"
+            f"step {step}/{parts.steps}: held-out accuracy {found['rewards/accuracies']:.3f}, margin {margin}, "
+            f"loss {found['loss']:.4f}"
         )
 
     def record(self, scores: Scores, step: int) -> None:

@@ -143,7 +143,7 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         "quant": f"{config.quant.bits}-bit" if config.quant.bits else "none",
         "model": {"name": start.located.name, "note": start.located.note, "identity": start.identity}
         | {"path": str(start.located.path), "base": start.located.identity(run.cache_dir), "start": start.what}
-        | {"rope": rope},
+        | {"rope": rope, "load_with": _load_with(lm.config) if rope else {}},
         "template": config.template.name,
         "enable_thinking": config.template.enable_thinking,
         "reference": {"mode": reference.mode, "what": source.what if reference.present else "none"}
@@ -175,6 +175,12 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         steps,
         facts,
     )
+
+
+def _load_with(model_config: Any) -> dict[str, Any]:
+    """What `from_pretrained` must be told so that the base has the same scaled positions."""
+    text = model_config.get_text_config()
+    return {"rope_parameters": text.rope_parameters, "max_position_embeddings": text.max_position_embeddings}
 
 
 def _node(node: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dpo_lab.runtime.files import read_jsonl
+from dpo_lab.runtime.files import read_json, read_jsonl
 from dpo_lab.training.checkpoint import last_step
 from dpo_lab.training.folder import short
 from dpo_lab.training.parts import Parts, RunContext
@@ -68,14 +68,14 @@ def show_footer(
     history = read_jsonl(run.folder.metrics)
     start = {k.removeprefix("val/"): v for k, v in _first(history).items()}
     end = {k.removeprefix("val/"): v for k, v in summary.items() if k.startswith("val/")}
-    run.terminal.samples(samples)
+    run.terminal.samples(samples, "reference" if parts.reference.present else "start")
     run.terminal.results(start, end, seconds, parts.steps)
     folder = short(run.folder.path)
     what = "adapter" if run.config.lora.r else "model"
     rows = {
         what: f"{folder}/final",
         "curves": f"{folder}/curves.html",
-        "train on": f"python -m dpo_lab {shlex.join([*_overrides(run), *_going_on(run, str(folder))])}",
+        "train on": f"python -m dpo_lab {shlex.join(_going_on(run, str(folder)))}",
     }
     if run.config.sweep.name is None:
         hint = SWEEP_HINTS[run.config.loss.beta is not None]
@@ -104,22 +104,29 @@ def _overrides(run: RunContext) -> list[str]:
 
 
 def _going_on(run: RunContext, folder: str) -> list[str]:
-    """What to add to a command so that it starts from this run's result."""
-    return [f"lora.adapter={folder}"] if run.config.lora.r else [f"model.path={folder}/final"]
+    """A command that starts from this run's result; after fine-tuning comes a preference loss."""
+    tuned = run.config.loss.target.endswith(".sft_loss")
+    words = [word for word in _overrides(run) if not (tuned and word.startswith("loss"))]
+    words += ["loss=dpo"] if tuned else []
+    if run.config.lora.init in ("pissa", "olora"):  # what was saved is a plain adapter of twice the rank
+        saved = read_json(run.folder.final / "adapter_config.json") or {}
+        words = [word for word in words if not word.startswith(("lora=", "lora.init=", "lora.r=", "lora.alpha="))]
+        words += [f"lora.r={saved.get('r')}", f"lora.alpha={saved.get('lora_alpha')}"]
+    return [*words, f"lora.adapter={folder}" if run.config.lora.r else f"model.path={folder}/final"]
 
 
 def _modifiers(run: RunContext) -> str:
     """What changes the loss, in words."""
     loss = run.config.loss
-    if loss.terms:
-        return " unless a term says otherwise: " + " + ".join(f"{t.weight:g} {name}" for name, t in loss.terms.items())
+    terms = " + ".join(f"{t.weight:g} {name}" for name, t in (loss.terms or {}).items())
     asked = {
         f"sft_weight {loss.sft_weight:g}": loss.sft_weight > 0,
         f"ld_alpha {loss.ld_alpha}": loss.ld_alpha is not None,
         "wpo": loss.wpo,
         f"f_divergence {loss.f_divergence}": loss.f_divergence != "reverse_kl",
     }
-    return "".join(f", {name}" for name, there in asked.items() if there)
+    said = "".join(f", {name}" for name, there in asked.items() if there)
+    return f" unless a term says otherwise: {terms}{said}" if terms else said
 
 
 def _reference(parts: Parts) -> str:

@@ -83,7 +83,11 @@ class Terminal:
                 "logratios/rejected": "log-ratio of rejected (nats)",
             }
             if "logratios/margins" not in end:  # without a reference
-                names |= {"logps/chosen": "log-prob of chosen (nats)", "logps/rejected": "log-prob of rejected (nats)"}
+                names |= {
+                    "rewards/margins": "reward margin",
+                    "logps/chosen": "log-prob of chosen (nats)",
+                    "logps/rejected": "log-prob of rejected (nats)",
+                }
             names |= {
                 "kl": "KL(policy || reference) per token (nats)",
             }
@@ -94,11 +98,11 @@ class Terminal:
             self.console.print(table)
         self.say(f"{steps} steps in {duration(seconds)}")
 
-    def samples(self, rows: list[dict[str, Any]]) -> None:
-        """Answers of reference and policy side by side."""
+    def samples(self, rows: list[dict[str, Any]], before: str) -> None:
+        """Answers of two models side by side; `before` says whose the first are."""
         for row in rows:
             table = Table(box=box.ROUNDED, expand=True, show_lines=True)
-            table.add_column("before (reference)", ratio=1)
+            table.add_column(f"before ({before})", ratio=1)
             table.add_column("after (policy)", ratio=1)
             table.add_row(Text(row["reference"]), Text(row["policy"]))
             question = "\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import Lab, rows
 from safetensors.torch import load_file
 
-from dpo_lab.data.prepare import read_pairs
+from dpo_lab.data.collate import collate
+from dpo_lab.data.prepare import prepare, read_pairs
+from dpo_lab.data.templates import Template
+from dpo_lab.preference.forward import Forward
 from dpo_lab.runtime.files import read_json, read_jsonl
 from dpo_lab.training.folder import RunFolder
 
@@ -147,3 +152,19 @@ def test_another_rank_than_the_adapter_s_is_refused(lab: Lab) -> None:
     assert child.code in (1, 2)
     assert "lora.r=8 lora.alpha=16" in " ".join(child.text.split())
     assert "Traceback" not in child.text
+
+
+def test_the_model_card_says_how_to_load_a_base_with_scaled_positions(lab: Lab) -> None:
+    """Its code, as it stands, gives the log-probs that the run recorded."""
+    run = lab.train("model.rope.type=yarn", "data.max_length=600", "optim.max_steps=3")
+    code = re.findall(r"```python\n(.*?)```", (run.final / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    assert "rope_parameters=" in code
+    found: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(run.final)), found)
+    config, *_ = lab.job()
+    data = prepare(read_pairs(config.data), config.data, Template(found["tokenizer"], "auto"))
+    row = read_jsonl(run.eval_pairs)[0]
+    layout = collate([data.heldout[row["index"]]], [row["index"]])
+    with torch.no_grad():
+        scaled = layout.answer_sums(Forward().logps(found["model"].eval(), layout)).tolist()
+    assert scaled == pytest.approx([row["chosen_logps"], row["rejected_logps"]], abs=1e-3)
