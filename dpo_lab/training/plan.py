@@ -18,6 +18,7 @@ from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_loading
 from dpo_lab.runtime.facts import device_facts
 from dpo_lab.training import setup
+from dpo_lab.training.references import reference_mode
 from dpo_lab.training.start import find_start
 from dpo_lab.training.terminal import Terminal, duration
 
@@ -46,6 +47,8 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
         per_token=setup.bytes_per_token(config.model, skeleton.config, precision, trained=config.lora.r is None),
         vocabulary=skeleton.config.get_text_config().vocab_size,
     )
+    processes = setup.count_devices(config, accelerator) if device.type == "cpu" else 1
+    memory *= processes
     seconds = seconds_needed(config, data, total, steps, precision, device)
     available = available_bytes(device)
     fits = "fits" if memory < 0.9 * available else "does NOT fit: lower trainer.microbatch_tokens or data.max_length"
@@ -57,13 +60,17 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
             "steps": f"{steps} of {optim.batch_size} pairs",
             "trained": f"{trainable:,} of {total:,} parameters ({trainable / total:.1%})",
             "memory": f"about {memory / 2**30:.1f} GiB at its peak, of {available / 2**30:.1f} GiB: {fits}",
-            "time": f"about {duration(seconds['training'])} of training, {duration(seconds['reference'])} for the "
-            f"reference if it is not cached, {duration(seconds['evaluation'])} for each evaluation",
+            "time": f"about {duration(seconds['training'])} of training, {_reference(seconds['reference'])}, "
+            f"{duration(seconds['evaluation'])} for each evaluation",
         },
     )
     return {"steps": steps, "trainable": trainable, "memory_bytes": memory} | {
         f"{k}_seconds": v for k, v in seconds.items()
     }
+
+
+def _reference(seconds: float) -> str:
+    return f"{duration(seconds)} for the reference if it is not cached" if seconds else "none for a reference"
 
 
 def skeleton_policy(config: Config, path: Any) -> Any:
@@ -80,9 +87,10 @@ def skeleton_policy(config: Config, path: Any) -> Any:
 
 
 def weight_bytes(config: Config, precision: Precision, parameters: int) -> int:
-    """Bytes of the weights in memory, and of a second copy for reference.mode=frozen."""
+    """Bytes of the weights in memory, and of a second copy for a reference that has a model of its own."""
     size = {4: 0.6, 8: 1.1}.get(config.quant.bits or 0, float(precision.weights.itemsize))
-    return int(parameters * size * (2 if config.reference.mode == "frozen" else 1))
+    second = config.reference.mode == "frozen" or config.reference.path is not None
+    return int(parameters * size * (2 if second else 1))
 
 
 def seconds_needed(
@@ -100,7 +108,9 @@ def seconds_needed(
     recompute = 2 if config.model.gradient_checkpointing else 0
     return {
         "training": trained * parameters * (2 + backward + recompute) / rate,
-        "reference": (_tokens(data.train) + heldout) * parameters * 2 / rate,
+        "reference": 0.0
+        if reference_mode(config) == "none"
+        else (_tokens(data.train) + heldout) * parameters * 2 / rate,
         "evaluation": heldout * parameters * 2 / rate,
     }
 
