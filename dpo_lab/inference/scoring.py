@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpo_lab.preference.forward import Forward
+from dpo_lab.preference.forward import Forward, causal_lm
 from dpo_lab.preference.layout import Layout
+from dpo_lab.preference.logps import Head, head_of
 from dpo_lab.preference.metrics import pair_records, preference_metrics
 from dpo_lab.preference.objective import Objective, PairLogps
 from dpo_lab.preference.reference import Reference
@@ -81,18 +82,19 @@ class Scorer:
                     per_token, hidden = self.forward.logps_and_hidden(policy, moved)
                 parts.append(self.objective.pairs(moved, per_token, self.reference.logps(moved), own))
                 if number < len(self.kl_layouts) and self.reference.model is not None:
+                    head = head_of(causal_lm(policy))  # before the policy may turn into its own reference
                     with self.reference.model() as ref_model:
-                        kls.append(self._kl(policy, hidden, ref_model, layout))
+                        kls.append(self._kl(hidden, head, ref_model, layout))
                 on_batch(len(layout))
         finally:
             policy.train(was_training)
         return self._scores(parts, kls)
 
-    def _kl(self, policy: nn.Module, hidden: Tensor, ref_model: nn.Module, layout: Layout) -> Tensor:
+    def _kl(self, hidden: Tensor, head: Head, ref_model: nn.Module, layout: Layout) -> Tensor:
         """Exact KL at each completion position, (N,); the reference may lie on another device."""
         there = layout.to(next(ref_model.parameters()).device)
         _, ref_hidden = self.reference_forward.logps_and_hidden(ref_model, there)
-        return self.forward.kl(policy, hidden, ref_model, ref_hidden)
+        return self.forward.kl(hidden, head, ref_hidden, head_of(causal_lm(ref_model)))
 
     def _scores(self, parts: list[PairLogps], kls: list[Tensor]) -> Scores:
         pairs = PairLogps.join(parts)

@@ -109,7 +109,7 @@ def _modelscope(name: str, model: Model, whole: Callable[[Path], None], say: Say
         return folder
     say(f"fetching {name} from ModelScope")
     try:
-        requests.head(HubConfig().endpoint, timeout=HUB_SECONDS)  # the client itself asks a silent hub for minutes
+        requests.head(str(HubConfig().endpoint), timeout=HUB_SECONDS)  # the client itself asks a silent hub for minutes
         return _files(snapshot, model, local=False)
     except (AuthenticationError, PermissionDeniedError) as e:
         raise ModelError(

@@ -57,7 +57,7 @@ def new_adapter(model: Any, lora: Lora, *, seed: int) -> Any:
 def continued_adapter(model: Any, folder: Path, lora: Lora, *, copy: bool) -> Any:
     """A PEFT model that goes on from a saved adapter; with `copy`, a frozen copy of it lies beside, named COPY.
 
-    Target modules are the adapter's and dropout is `lora`'s; whatever else changes the computation must agree.
+    Dropout is `lora`'s; whatever else changes the computation must agree with the adapter.
 
     Raises:
         ConfigError: `lora` says otherwise than the adapter.
@@ -66,6 +66,8 @@ def continued_adapter(model: Any, folder: Path, lora: Lora, *, copy: bool) -> An
     from peft import PeftConfig, PeftModel
 
     _check_settings(model, folder, lora)
+    layers = targets.targeted(model, lora.target_modules)
+    layers -= {layer for layer in layers for one in lora.modules_to_save if f".{layer}".endswith(f".{one}")}
     try:
         with quiet_loading():
             config: Any = PeftConfig.from_pretrained(str(folder))
@@ -76,6 +78,13 @@ def continued_adapter(model: Any, folder: Path, lora: Lora, *, copy: bool) -> An
     except (OSError, ValueError, RuntimeError, KeyError) as e:
         raise ModelError(f"The adapter in {folder} does not fit this model: {str(e).splitlines()[0][:200]}") from e
     _check_head(peft)
+    if {name for name, layer in peft.get_base_model().named_modules() if hasattr(layer, "lora_A")} != layers:
+        there = config.target_modules
+        words = there if isinstance(there, str) else f"[{','.join(sorted(there))}]"
+        raise ConfigError(
+            f"The adapter in {folder} is on other layers than lora.target_modules={lora.target_modules} means. Add "
+            f"lora.target_modules={words}."
+        )
     _full_precision(peft)
     return peft
 

@@ -53,6 +53,18 @@ def target_modules(model: Any, wanted: str | list[str], saved: Collection[str] =
     return wanted
 
 
+def targeted(model: Any, wanted: str | list[str]) -> set[str]:
+    """The paths of the layers that `lora.target_modules` means in a model without adapters."""
+    fitting = target_modules(model, wanted)
+    if fitting == "all-linear":
+        head = model.get_output_embeddings()
+        return {n for n, layer in model.named_modules() if isinstance(layer, _linear_types()) and layer is not head}
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(fitting, str):
+        return {name for name in names if re.fullmatch(fitting, name)}
+    return {name for name in names if any(f".{name}".endswith(f".{one}") for one in fitting)}
+
+
 def modules_to_save(model: Any, wanted: Iterable[str]) -> list[str]:
     """`lora.modules_to_save` such that PEFT finds these modules and no others.
 

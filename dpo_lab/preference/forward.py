@@ -3,7 +3,7 @@
 Two ways are foreseen and held together by tests: `padded` (any architecture, the yardstick) and, later, `shared`.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lab.preference.layout import Layout
-from dpo_lab.preference.logps import head_of, token_kl, token_logps, token_statistics
+from dpo_lab.preference.logps import Head, head_of, token_kl, token_logps, token_statistics
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -63,10 +63,10 @@ class Forward:
         return self._logps_and_hidden(model, layout)
 
     @torch.no_grad()
-    def kl(self, model: nn.Module, hidden: Tensor, ref_model: nn.Module, ref_hidden: Tensor) -> Tensor:
-        """Exact KL(policy || reference) in nats at each completion position, (N,)."""
+    def kl(self, hidden: Tensor, head: Head, ref_hidden: Tensor, ref_head: Head) -> Tensor:
+        """Exact KL(policy || reference) in nats at each completion position, (N,), from hidden states (N, H)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return token_kl(hidden, head_of(causal_lm(model)), ref_hidden, head_of(causal_lm(ref_model)))
+            return token_kl(hidden, head, ref_hidden, ref_head)
 
     def _logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
         hidden = self._hidden(model, layout)
@@ -84,7 +84,7 @@ class Forward:
             return padded_hidden(model, layout)
 
     def precision(self, layout: Layout) -> AbstractContextManager[None]:
-        """Autocast on the layout's device, where the run asks for it."""
-        if self.compute is None:
-            return nullcontext()
-        return torch.autocast(layout.ids.device.type, dtype=self.compute)  # type: ignore[return-value]
+        """Autocast on the layout's device as the run asks for it, whatever is around."""
+        # Without one of its own it is switched off: whoever calls may be under another's (Lightning's, of the policy).
+        on = self.compute is not None
+        return torch.autocast(layout.ids.device.type, dtype=self.compute, enabled=on)  # type: ignore[return-value]

@@ -143,8 +143,8 @@ def fill_cache(
         device: where the model is.
         on_batch: called with the number of pairs after each micro-batch; may raise to stop.
     """
-    live = LiveReference("cached", model, forward)
-    for layout in layouts:
-        per_token = live.logps(layout.to(device)).float().cpu()
-        cache.write(dict(zip(layout.keys, per_token.split([n for *_, n in layout.answers]), strict=True)))
-        on_batch(len(layout))
+    with model() as opened, torch.no_grad():  # once: opening may mean loading
+        for layout in layouts:
+            per_token = forward.logps(opened, layout.to(device)).float().cpu()
+            cache.write(dict(zip(layout.keys, per_token.split([n for *_, n in layout.answers]), strict=True)))
+            on_batch(len(layout))

@@ -21,7 +21,7 @@ from dpo_lab.training.checkpoint import last_checkpoint
 from dpo_lab.training.curves import write_curves
 from dpo_lab.training.fit import fit
 from dpo_lab.training.parts import Parts, RunContext, load_parts
-from dpo_lab.training.ranks import Ranks
+from dpo_lab.training.ranks import LostTouch, Ranks
 from dpo_lab.training.reference_pass import check_agreement, fill_reference
 from dpo_lab.training.report import say_how_to_go_on, show_footer, show_header
 from dpo_lab.training.samples import policy_answers, reference_answers, sample_prompts
@@ -90,7 +90,8 @@ class Run:
 
     def score_start(self, parts: Parts, scorer: Scorer) -> Scores:
         """The scores before the first update; those of a policy that is its own reference are known without a pass."""
-        if parts.reference.present and parts.source.is_start and not scorer.objective.needs_self:
+        known = parts.source.is_start and parts.source.precision == parts.precision
+        if parts.reference.present and known and not scorer.objective.needs_self:
             return scorer.start(lambda n: self.context.interrupt.check())
         return scorer.score(parts.policy, lambda n: self.context.interrupt.check())
 
@@ -138,10 +139,12 @@ class Run:
                 facts={"microbatch_tokens": parts.tokens, "run_id": self.context.id},
             )
             try:
+                if workers:
+                    workers.wait(self.context.interrupt.check)
                 with ranks.meeting(workers.place if workers else self.folder.path, parts.device):
-                    ranks.from_first(resume)
+                    ranks.from_first(done)
                     fit(self.config, parts, self.folder, ranks=ranks, resume=resume, callback=callback)
-            except RuntimeError as e:  # gloo's and NCCL's, when a rank has gone
+            except LostTouch as e:
                 raise workers.explain(e) if workers else e from e
 
     @contextmanager

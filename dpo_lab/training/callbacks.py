@@ -35,6 +35,7 @@ class RunCallback(lightning.Callback):
         self.folder, self.config, self.interrupt, self.bar = folder, config, interrupt, bar
         self.resume, self.write, self.evaluate, self.facts = resume, write, evaluate, facts
         self.collapsed = 0
+        self.first: float | None = None
         self.saved = -1
         self.clock = time.monotonic()
 
@@ -49,7 +50,7 @@ class RunCallback(lightning.Callback):
         """After each optimizer step."""
         module: PreferenceModule = pl_module
         now = time.monotonic()
-        speed = sum(len(layout) for layout in batch) / max(1e-9, now - self.clock)
+        speed = module.pairs / max(1e-9, now - self.clock)
         metrics = {f"train/{name}": value for name, value in module.last.items()} | {"train/pairs_per_second": speed}
         self.write(metrics, module.step)
         last = module.last
@@ -86,11 +87,14 @@ class RunCallback(lightning.Callback):
     def _check_collapse(self, module: PreferenceModule) -> None:
         against = "logratios/chosen" if "logratios/chosen" in module.last else "logps/chosen"
         loss_per_token = -module.last[against] / module.last["tokens/chosen"]
+        if against == "logps/chosen":  # without a reference: against the first step seen
+            self.first = loss_per_token if self.first is None else self.first
+            loss_per_token -= self.first
         self.collapsed = self.collapsed + 1 if loss_per_token > self.config.collapse_nats else 0
         if self.collapsed >= COLLAPSED_STEPS:
             raise Guarded(
                 f"The log-probs have collapsed: by step {module.step} chosen answers have lost {loss_per_token:.1f} nats "
-                f"per token{' against the reference' if against.startswith('logr') else ''}, {COLLAPSED_STEPS} steps in a row (limit: trainer.collapse_nats="
+                f"per token{' against the reference' if against.startswith('logr') else ' since it began'}, {COLLAPSED_STEPS} steps in a row (limit: trainer.collapse_nats="
                 f"{self.config.collapse_nats:g}). Lower optim.lr or raise loss.beta."
             )
 

@@ -30,6 +30,7 @@ class PreferenceModule(lightning.LightningModule):
     Attributes:
         step: optimizer steps done, resumed ones included.
         last: metrics of the last step, without prefix.
+        pairs: of the last step, on all ranks.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class PreferenceModule(lightning.LightningModule):
         self.policy = policy
         self.reference, self.forward_pass, self.objective, self.optim = reference, forward, objective, optim
         self.total_steps, self.seed, self.ranks = total_steps, seed, ranks or Ranks()
-        self.step = 0
+        self.step = self.pairs = 0
         self.last: dict[str, float] = {}
         self._grad_norm = torch.tensor(math.nan)
 
@@ -82,6 +83,7 @@ class PreferenceModule(lightning.LightningModule):
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self.step += 1
+        self.pairs = len(pairs.chosen_logps)
         metrics = preference_metrics(
             pairs,
             losses,

@@ -104,7 +104,8 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         source = references.reference_source(config, start, named, precision, device)
         template = load_template(load_tokenizer(start.located, config.model), config.template)
         rope = rope_facts(start.located, config.model, config.data.max_length)
-        check_rope(start, rope)
+        for there in {start.identity: start, named.identity: named}.values():
+            check_rope(there, rope)
         references.check_vocabulary(config, source, template.tokenizer)
         data = prepare(split, config.data, template)
         optim = config.optim

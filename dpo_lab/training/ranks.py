@@ -14,9 +14,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dpo_lab.preference.objective import PairLogps
+from dpo_lab.runtime.errors import LabError
 
 BUCKET = 32 * 2**20  # gradient entries that travel together
-PATIENCE = timedelta(hours=24)  # ranks wait while the first one evaluates
+PATIENCE = timedelta(hours=2)  # ranks wait while the first one evaluates
+
+
+class LostTouch(LabError):
+    """A rank went away, so that the others wait for nobody."""
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as e:  # gloo's and NCCL's alike
+        raise LostTouch(f"The processes that train together lost touch: {str(e).splitlines()[0]}") from e
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,9 @@ class Ranks:
         if self.size == 1:
             return n
         count = torch.tensor(n, device=device)
-        dist.all_reduce(count)
-        return int(count)
+        with _in_touch():
+            dist.all_reduce(count)
+            return int(count)
 
     def join(self, pairs: PairLogps) -> tuple[PairLogps, slice]:
         """The pairs of all ranks as one step, in the order of the ranks, and where this rank's own stand in it."""
@@ -41,12 +55,14 @@ class Ranks:
         columns = {f.name: column for f in fields(pairs) if (column := getattr(pairs, f.name)) is not None}
         own = torch.stack([column.detach().double() for column in columns.values()])  # (fields, B of this rank)
         counts = [torch.zeros((), dtype=torch.long, device=own.device) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor(own.shape[1], device=own.device))
-        lengths = [int(n) for n in counts]
+        with _in_touch():
+            dist.all_gather(counts, torch.tensor(own.shape[1], device=own.device))
+            lengths = [int(n) for n in counts]
         padded = own.new_zeros(own.shape[0], max(lengths))
         padded[:, : own.shape[1]] = own
         all_ranks = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(all_ranks, padded)
+        with _in_touch():
+            dist.all_gather(all_ranks, padded)
         whole = torch.cat([part[:, :n] for part, n in zip(all_ranks, lengths, strict=True)], dim=1)
         step = {name: row.to(column.dtype) for (name, column), row in zip(columns.items(), whole, strict=True)}
         start = sum(lengths[: self.rank])
@@ -58,7 +74,8 @@ class Ranks:
             return
         for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
             flat = torch.cat([g.reshape(-1) for g in bucket])
-            dist.all_reduce(flat)
+            with _in_touch():
+                dist.all_reduce(flat)
             for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
@@ -67,7 +84,8 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        with _in_touch():
+            dist.broadcast_object_list(box)
         return box[0]
 
     @contextmanager
@@ -80,10 +98,11 @@ class Ranks:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", init_method=place.absolute().as_uri(), rank=self.rank,
-            world_size=self.size, timeout=PATIENCE,
-        )  # fmt: skip
+        with _in_touch():
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", init_method=place.absolute().as_uri(), rank=self.rank,
+                world_size=self.size, timeout=PATIENCE,
+            )  # fmt: skip
         try:
             yield
         finally:

@@ -61,7 +61,8 @@ def reference_mode(config: Config) -> str:
     """The mode that `auto` comes to: the pairs are finite, so their log-probs can be kept."""
     if config.reference.mode != "auto":
         return config.reference.mode
-    asked = config.reference.path is not None
+    r = config.reference
+    asked = r.path is not None or (r.quant, r.dtype) != ("same", "same")
     return "cached" if asked or build_objective(config).needs_reference else "none"
 
 

@@ -112,6 +112,8 @@ def _going_on(run: RunContext, folder: str) -> list[str]:
         saved = read_json(run.folder.final / "adapter_config.json") or {}
         words = [word for word in words if not word.startswith(("lora=", "lora.init=", "lora.r=", "lora.alpha="))]
         words += [f"lora.r={saved.get('r')}", f"lora.alpha={saved.get('lora_alpha')}"]
+    if run.config.lora.r is None:  # in the weights' own config.json
+        words = [word for word in words if not word.startswith("model.rope")]
     return [*words, f"lora.adapter={folder}" if run.config.lora.r else f"model.path={folder}/final"]
 
 

@@ -75,15 +75,19 @@ def _with_adapter(located: Located, path: Path, cache_dir: Path) -> Start:
 
 
 def check_rope(start: Start, rope: dict[str, Any] | None) -> None:
-    """An adapter that was trained on scaled positions goes on with the same ones."""
-    if start.adapter is None or not (start.adapter.parent / "facts.json").is_file():
+    """What was trained on scaled positions goes on with the same ones; weights of a run bring theirs along."""
+    folder = start.adapter or start.located.path
+    facts = read_json(folder.parent / "facts.json")
+    if folder.name != "final" or not isinstance(facts, dict):
         return
-    trained = ((read_json(start.adapter.parent / "facts.json") or {}).get("model") or {}).get("rope")
-    if trained != rope:
+    trained = (facts.get("model") or {}).get("rope")
+    if start.adapter is not None and trained != rope:
         raise ConfigError(
             f"{start.what} was trained with {_scaled(trained)}, but this run has {_scaled(rope)}. Give the model.rope and "
             "data.max_length of that run."
         )
+    if start.adapter is None and trained and rope:
+        raise ConfigError(f"{start.located.path} already has {_scaled(trained)}: drop model.rope.")
 
 
 def _scaled(rope: dict[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CASES, Case, Largest, tiny_examples, tiny_policy, trained, write_tiny_model
+from tiny import CASES, Case, Largest, load_tiny, tiny_examples, tiny_policy, trained, write_tiny_model
 from torch import Tensor
 
 from dpo_lab.data.collate import collate, microbatches
@@ -104,3 +104,13 @@ def test_training_mode_and_gradients_do_not_change_the_log_probs(name: str, requ
         evaluated = Forward().logps(policy.eval(), layout)
     trained_mode = Forward().logps(policy.train(), layout).detach()
     assert (trained_mode - evaluated).abs().max() < min(case.tolerance, 1e-5)
+
+
+def test_a_forward_pass_without_autocast_is_not_under_anybody_elses(tiny_model: Path) -> None:
+    """Lightning's covers the whole step of a 16-bit policy, its reference in fp32 included."""
+    model, layout = load_tiny(tiny_model), collate(tiny_examples(), list(range(8)))
+    alone = Forward().logps(model, layout)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        around = Forward().logps(model, layout)
+    assert torch.equal(alone, around)
+    assert not torch.equal(alone, Forward(torch.bfloat16).logps(model, layout))

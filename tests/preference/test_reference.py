@@ -203,3 +203,15 @@ def test_a_frozen_reference_is_in_eval_mode_and_has_nothing_to_train(tiny_model:
         assert inside is model
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_reference_is_opened_once_to_fill_the_cache(tiny_model: Path, tmp_path: Path) -> None:
+    """Opening one that is a model of its own means loading it."""
+    opened = []
+
+    def context() -> Any:
+        opened.append(1)
+        return nullcontext(load_tiny(tiny_model))
+
+    filled(tmp_path, context)
+    assert len(opened) == 1

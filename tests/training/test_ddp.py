@@ -59,6 +59,18 @@ def test_a_multirun_of_several_processes_each(lab: Lab) -> None:
             assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-9)
 
 
+def test_the_first_ranks_own_failure_is_its_own(lab: Lab) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    child = lab.call(
+        *SHORT, "trainer.devices=2", first=at("dpo_lab.training.callbacks:RunCallback._check_collapse", fail)
+    )
+    assert "boom" in child.text
+    assert "Rank 1 failed" not in child.text
+    assert "boom" in status(lab.folder(*SHORT, "trainer.devices=2"))["reason"]
+
+
 def test_killed_ranks_leave_nobody_behind_and_go_on_together(lab: Lab) -> None:
     options = (*SHORT, "trainer.precision=64")
     straight = apart(lab, "straight").train(*options)
@@ -74,13 +86,18 @@ def test_killed_ranks_leave_nobody_behind_and_go_on_together(lab: Lab) -> None:
     assert furthest(folder, straight) < 1e-9
 
 
-def test_a_rank_that_fails_ends_the_run_and_says_why(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["parts.load_parts", "ranks.Ranks.from_first"])
+def test_a_rank_that_fails_ends_the_run_and_says_why(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    """Before the ranks have met, and after."""
+    module, _, name = where.partition(".")
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if 'dpo_lab.training.workers' in ' '.join(sys.orig_argv):\n"
-        "    import dpo_lab.training.ranks as r\n"
-        "    def lost(self, value): raise RuntimeError('lost its way')\n"
-        "    r.Ranks.from_first = lost\n"
+        f"    import dpo_lab.training.{module} as module\n"
+        "    def lost(*args, **kwargs): raise RuntimeError('lost its way')\n"
+        f"    module.{name} = lost\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     child = lab.call(*SHORT, "trainer.devices=2")

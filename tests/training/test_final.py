@@ -17,6 +17,7 @@ from dpo_lab.data.collate import collate
 from dpo_lab.data.prepare import prepare, read_pairs
 from dpo_lab.data.templates import Template
 from dpo_lab.preference.forward import Forward
+from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.files import read_json, read_jsonl
 from dpo_lab.training.folder import RunFolder
 
@@ -151,6 +152,12 @@ def test_another_rank_than_the_adapter_s_is_refused(lab: Lab) -> None:
     child = lab.call(f"lora.adapter={first.path}", "lora=r16")
     assert child.code in (1, 2)
     assert "lora.r=8 lora.alpha=16" in " ".join(child.text.split())
+    with pytest.raises(ConfigError, match=r"is on other layers than lora.target_modules=attention means"):
+        lab.train(f"lora.adapter={first.path}", "lora.target_modules=attention")
+    with pytest.raises(
+        ConfigError, match=r"was trained with model.rope.type=none, but this run has model.rope.type=yarn"
+    ):
+        lab.train(f"lora.adapter={first.path}", "model.rope.type=yarn", "data.max_length=600")
     assert "Traceback" not in child.text
 
 

@@ -144,7 +144,8 @@ def test_the_reference_has_a_dtype_and_a_quantisation_of_its_own(lab: Lab, tmp_p
     assert 1e-4 < gaps["half"] < 0.5
     assert gaps["four"] > 1e-2
     assert close(recorded(cached), recorded(four))
-    assert rows(half, "val/")[0]["val/logratios/margins"] == 0.0, "rounding is no margin: it is the start policy"
+    margin = rows(half, "val/")[0]["val/logratios/margins"]
+    assert 0.0 < abs(margin) < 0.05, "the same model, but for rounding, which is measured and not assumed away"
     assert rows(four, "val/")[0]["val/logratios/margins"] != 0.0
     assert read_json(four.facts)["reference"]["what"] == "the base model, 4-bit"
 

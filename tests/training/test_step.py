@@ -21,6 +21,7 @@ from tiny import (
     tiny_policy,
     trained,
     worst_gradient,
+    write_tiny_model,
 )
 from torch import Tensor, nn
 
@@ -427,3 +428,30 @@ def test_kl_is_0_at_the_start_and_afterwards_that_of_the_full_distributions(scor
             expected.append(torch.distributions.kl_divergence(ours, theirs))
     assert kl > 0.01
     assert kl == pytest.approx(torch.cat(expected).mean().item(), rel=1e-4)
+
+
+def test_kl_is_that_of_each_models_own_head(tmp_path: Path) -> None:
+    """A trained head is the policy's alone, though both are one object in memory."""
+    folder = write_tiny_model(tmp_path / "untied", tie_word_embeddings=False)
+    policy = new_adapter(load_tiny(folder, FP64), tiny_lora(modules_to_save=["lm_head"]), seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in trained(policy).items():
+        if "lm_head" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    layout, forward = collate(EXAMPLES, ALL), Forward()
+    scorer = Scorer(
+        [], kl_layouts=[layout], forward=forward, objective=DPO, device=torch.device("cpu"),
+        reference=LiveReference("adapter_off", adapter_off(policy), forward),
+    )  # fmt: skip
+    expected = []
+    for e in EXAMPLES:
+        for answer in (e.chosen_ids, e.rejected_ids):
+            ids, here = torch.tensor([e.prompt_ids + answer]), slice(len(e.prompt_ids) - 1, -1)
+            with torch.no_grad():
+                ours = torch.distributions.Categorical(logits=policy(input_ids=ids).logits[0, here])
+                with policy.disable_adapter():
+                    theirs = torch.distributions.Categorical(logits=policy(input_ids=ids).logits[0, here])
+            expected.append(torch.distributions.kl_divergence(ours, theirs))
+    kl = scorer.score(policy, lambda n: None).metrics["kl"]
+    assert kl > 0.1
+    assert kl == pytest.approx(torch.cat(expected).mean().item(), rel=1e-9)

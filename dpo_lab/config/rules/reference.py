@@ -49,6 +49,10 @@ def source(config: Config) -> Iterable[str]:
             yield f"{named} has no effect with reference.mode={r.mode}, which takes the policy's model. Add reference.mode=frozen."
     if r.path:
         yield from inputs.reference_model(r.path)
+    bits = config.quant.bits if r.quant == "same" else {"4bit": 4, "8bit": 8}.get(r.quant)
+    wide = r.dtype == "float64" or (r.dtype == "same" and config.trainer.precision == "64")
+    if bits is not None and wide and r.mode != "none" and (own or config.quant.bits is None):
+        yield f"a {bits}-bit reference cannot compute in float64. Use reference.dtype=float32, or reference.quant=none."
     if r.quant in ("4bit", "8bit") and not machine.installed("bitsandbytes"):
         yield f"reference.quant={r.quant} needs the package bitsandbytes: pip install bitsandbytes. Or use quant=none."
     if r.device.startswith("cuda") and not machine.may_have_gpu():
