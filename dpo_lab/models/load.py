@@ -62,8 +62,8 @@ def load_model(
     loaded.config.use_cache = False
     if model.gradient_checkpointing:
         loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if quant.bits == 8 and device.type == "cpu":
-        _one_path_for_int8(loaded)
+    if quant.bits and device.type == "cpu":
+        _one_path_on_cpu(loaded)
     _check_head(loaded, precision)
     if depends_on_length(loaded.config):
         rope.each_row_by_its_own_length(loaded)
@@ -105,16 +105,20 @@ def attention(model: Model, precision: Precision, device: torch.device, config: 
     return "flash_attention_2" if has_flash else "eager" if capped else None
 
 
-def _one_path_for_int8(model: Any) -> None:
-    """Keep 8-bit layers on a CPU in training mode, whatever mode the model is put in.
+def _one_path_on_cpu(model: Any) -> None:
+    """Make quantised layers on a CPU compute alike in training and in evaluation.
 
-    There bitsandbytes multiplies in floating point in training mode and in int8 otherwise. The two differ by a few
-    tenths of a nat per token, which would be taken for a difference between policy and reference.
+    bitsandbytes multiplies 8-bit weights in floating point in training mode and in int8 otherwise, a few tenths of a
+    nat per token apart; and where the CPU has AVX512-BF16 it repacks 4-bit weights in place at the first evaluation and
+    multiplies them in bf16 from then on. Either would be taken for a difference between policy and reference.
     """
     for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt":
+        kind = type(module).__name__
+        if kind == "Linear8bitLt":
             module.train()
             module.train = lambda mode=True, module=module: module
+        elif kind == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
 
 
 @torch.no_grad()
