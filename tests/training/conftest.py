@@ -17,12 +17,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, as the forked children have, so that results are bit-identical; no curves, which take longer than the run."""
     import torch
 
-    import dpo_lab.training.curves
+    import dpo_lab.training.align
 
     preload()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(dpo_lab.training.curves, "write_curves", lambda *_: None)
+    monkeypatch.setattr(dpo_lab.training.align, "write_curves", lambda *_: None)
     yield
     torch.set_num_threads(before)
 
