@@ -48,24 +48,24 @@ def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return fast
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+
+
 def tiny_config(family: str = "llama", **changes: object) -> LlamaConfig | Qwen2Config:
     """hidden 32, 2 layers, 4 heads of which 2 are shared, 259 tokens."""
     kind = {"llama": LlamaConfig, "qwen2": Qwen2Config}[family]
-    settings: dict[str, object] = {
-        "vocab_size": 259,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
-        "tie_word_embeddings": True,
-    }
-    return kind(**(settings | changes))  # type: ignore[arg-type]
+    settings = {"bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": True}
+    return kind(**(SHAPE | settings | changes))  # type: ignore[arg-type]
 
 
 def write_tiny_model(folder: Path, family: str = "llama", *, template: str | None = CHATML, **changes: object) -> Path:

@@ -44,7 +44,7 @@ class Scorer:
             kl_layouts: micro-batches with the exact KL to the reference, where that is in memory.
             forward: how log-probs are computed.
             reference_forward: the same for the reference, where it differs.
-            reference: the start policy's log-probs.
+            reference: what the policy is measured against.
             objective: the loss.
             device: where the policy is.
         """

@@ -124,9 +124,8 @@ def work(job: dict[str, Any]) -> None:
     config = Config.model_validate(job["tree"])
     folder, ranks = RunFolder(Path(job["run"])), Ranks(job["rank"], job["size"])
     context = RunContext(config, job["tree"], folder, Terminal(), Interrupt(folder.path / "not-for-ranks"))
-    parts = load_parts(
-        context, read_pairs(config.data), job["tokens"], rank=ranks.rank
-    )  # with all threads, as the first
+    # With all threads, as the first rank: how many they are shows in the last bits of PiSSA's start.
+    parts = load_parts(context, read_pairs(config.data), job["tokens"], rank=ranks.rank)
     torch.set_num_threads(job["threads"])
     _ready(Path(job["place"]), ranks.rank).touch()
     with ranks.meeting(Path(job["place"]), parts.device):

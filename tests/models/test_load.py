@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FP32, byte_tokenizer, difference, plain_model, tiny_examples
+from tiny import FP32, SHAPE, byte_tokenizer, difference, plain_model, tiny_examples
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -24,17 +24,6 @@ from dpo_lab.models.locate import Located
 from dpo_lab.preference.forward import Forward
 from dpo_lab.runtime.errors import ModelError
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 WINDOWS = {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES: dict[str, PreTrainedConfig] = {

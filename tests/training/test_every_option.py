@@ -15,7 +15,7 @@ import pytest
 import torch
 from runs import Lab, rows
 from safetensors.torch import load_file
-from tiny import byte_tokenizer, tiny_config, write_tiny_model
+from tiny import SHAPE, byte_tokenizer, write_tiny_model
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen3Config
 
 from dpo_lab.config.paths import CONF_DIR
@@ -103,12 +103,9 @@ def family(kind: str) -> Callable[[Path], Path]:
         if kind in ("llama", "qwen2"):
             return write_tiny_model(folder, kind)
         config = {"qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[kind]
-        sizes = tiny_config().to_dict()
-        keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        keys += ("num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            made = config(**{k: sizes[k] for k in keys}, head_dim=8, initializer_range=0.2, tie_word_embeddings=True)
+            made = config(**SHAPE, bos_token_id=0, eos_token_id=2, head_dim=8, tie_word_embeddings=True)
             AutoModelForCausalLM.from_config(made).save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
         return folder
@@ -210,11 +207,19 @@ def starts_in_the_base(init: str) -> Check:
         assert {t.shape[0] for n, t in ran.final().items() if "lora_A" in n} == {16}, (
             "2 r: the start is taken out again"
         )
-        a = next(t for n, t in ran.final().items() if "lora_A" in n)
-        if init == "olora":  # rows of R, columns of Q
-            b = next(t for n, t in ran.final().items() if "lora_B" in n)
-            assert b[:, 8:].abs().max() > 0
-        assert torch.linalg.matrix_rank(a) >= 8
+        weights, scale = load_file(ran.lab.model / "model.safetensors"), ran.adapter_config["lora_alpha"] / 16
+        name = "model.layers.0.self_attn.q_proj"
+        a, b = (ran.final()[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        a, b = a[8:], -b[:, 8:]  # the start, as it is taken out
+        if (
+            init == "pissa"
+        ):  # the best approximation of rank 8: what it leaves is no larger than the ninth singular value
+            w = weights[f"{name}.weight"]
+            left = torch.linalg.matrix_norm(w - scale * b @ a, 2)
+            assert left == pytest.approx(torch.linalg.svdvals(w)[8].item(), rel=1e-3)
+        else:  # columns of Q: at right angles and of one length
+            gram = b.T @ b
+            assert torch.allclose(gram, gram[0, 0] * torch.eye(8), atol=1e-4 * gram[0, 0].item())
 
     return check
 
