@@ -55,6 +55,7 @@ MODIFIED = [
     *[(loss, name, ours, theirs) for loss in ("dpo", "ipo", "hinge", "robust", "exo") for name, (ours, theirs) in F_DIVERGENCES.items()],
     *[(loss, "ld", *LD) for loss in ("dpo", "ipo", "bco", "aot", "sppo", "apo_down")],
     *[(loss, "wpo", *WPO) for loss in ("dpo", "ipo", "nca", "discopop")],
+    ("dpo", "averaged", {"average": "mean"}, {"loss_types": ["sigmoid_norm"]}),
     ("dpo", "ld wpo js", {**LD[0], **WPO[0], **F_DIVERGENCES["js"][0]}, {**LD[1], **WPO[1], **F_DIVERGENCES["js"][1]}),
 ]  # fmt: skip
 ALL, ONE = list(range(8)), [4]
