@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dpo_lab.config import cli
-from dpo_lab.config.jobs import Jobs, Train
+from dpo_lab.config.jobs import Job, Jobs
 from dpo_lab.config.paths import CONF_DIR
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     sys.exit(jobs.exit_code() if jobs.outcomes else 0)
 
 
-def _train() -> Train:
+def _train() -> Job:
     from dpo_lab.training.run import train
 
     return train

@@ -33,6 +33,13 @@ def without_effect(config: Config, given: Collection[str]) -> Iterable[str]:
             f"data.eval_fraction={d.eval_fraction} has no effect: the held-out pairs are data.eval_path={d.eval_path}. "
             "Drop it, or add data.eval_path=null."
         )
+    if "data.eval_fraction" in given and d.eval_names:
+        yield f"data.eval_fraction={d.eval_fraction} has no effect: the held-out pairs are those of data.eval_name. Drop it."
+    for key, formats in (("ranking", ("ranked", "scored")), ("min_margin", ("ranked", "scored", "ultrafeedback"))):
+        if f"data.{key}" in given and d.format not in ("auto", *formats):
+            yield f"data.{key}={getattr(d, key)} has no effect on data.format={d.format}; it is for {' and '.join(formats)}."
+    if "data.tags" in given and d.format not in ("auto", "sharegpt", "openai"):
+        yield f"data.tags has no effect on data.format={d.format}; it is for sharegpt and openai."
     if "optim.epochs" in given and o.max_steps is not None and "optim.max_steps" in given:
         yield f"optim.epochs={o.epochs:g} has no effect beside optim.max_steps={o.max_steps}. Drop one of them."
     if "loss.f_alpha" in given and config.loss.f_divergence != "alpha":

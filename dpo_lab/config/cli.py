@@ -20,8 +20,8 @@ from dpo_lab.config.sweeps import default_name
 from dpo_lab.config.verify import verify
 
 
-def prepare(argv: Sequence[str]) -> list[str]:
-    """The command line as Hydra should get it.
+def prepare(argv: Sequence[str], primary: str = "train") -> list[str]:
+    """The command line as Hydra should get it, for the door whose configuration is conf/`primary`.yaml.
 
     Raises:
         SystemExit: with code 2 after all that is wrong was written to stderr; with 0 once `--cfg job` was answered.
@@ -37,7 +37,7 @@ def prepare(argv: Sequence[str]) -> list[str]:
         own = []
     sys.path[:0] = [str(folder) for folder in own if str(folder) not in sys.path]
     base = Path(os.path.abspath(flags.config_path)) if flags.config_path else CONF_DIR
-    sources = Sources((base, *own), flags.config_name or "train")
+    sources = Sources((base, *own), flags.config_name or primary)
     multirun = flags.multirun or any(t.upper() == "HYDRA.MODE=MULTIRUN" for t in typed)
     given, unreadable = read(typed, sources, multirun=multirun)
     verdict = verify(given, sources)

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.config.target import source_file
-from dpo_lab.runtime.files import fingerprint
+from dpo_lab.runtime.files import fingerprint, read_json
 
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
-    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra"),
+    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "preview"),
+    "data": ("workers",),
     "reference": ("device",),
     "trainer": ("accelerator", "devices", "microbatch_tokens", "checkpoint_every"),
 }
@@ -39,7 +40,11 @@ def run_id(tree: dict[str, Any]) -> str:
         kept["template"] = {**kept["template"], "path": _content(kept["template"]["path"], memo)}
     kept["data"] = {**data, "eval_path": _content(data["eval_path"], memo)}
     if data["path"] is not None:
-        kept["data"] |= {"path": _content(data["path"], memo), "hub": None}
+        paths = [data["path"]] if isinstance(data["path"], str) else data["path"]
+        kept["data"] |= {"path": [_content(path, memo) for path in paths], "hub": None}
+    if data["dir"] is not None:
+        named = {key: _named(data["dir"], data[key], memo) for key in ("name", "eval_name")}
+        kept["data"] |= {"dir": None} | named
     if kept["lora"]["adapter"] is not None:
         kept["lora"] = {**kept["lora"], "adapter": _result(kept["lora"]["adapter"], memo)}
     if kept["reference"]["path"] is not None:
@@ -73,6 +78,18 @@ def _content(path: str | None, memo: Path) -> str | None:
         return fingerprint(expand(path), memo)
     except OSError:
         return f"absent: {path}"
+
+
+def _named(folder: str, names: str | list[str] | None, memo: Path) -> list[Any]:
+    """What dataset_info.json says of each dataset, and the content of its file."""
+    listed = read_json(expand(folder) / "dataset_info.json")
+    entries = listed if isinstance(listed, dict) else {}
+    found: list[Any] = []
+    for name in [names] if isinstance(names, str) else names or []:
+        entry = entries.get(name)
+        file = entry.get("file_name") if isinstance(entry, dict) else None
+        found.append([entry or name, _content(f"{folder}/{file}", memo) if isinstance(file, str) else None])
+    return found
 
 
 def _own_code(target: str | None, memo: Path) -> str | None:

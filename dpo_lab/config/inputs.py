@@ -10,27 +10,43 @@ from dpo_lab.config.names import listed
 from dpo_lab.config.paths import DEMO_DIR, expand
 from dpo_lab.runtime.files import read_json
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+PACKED = (".gz", ".zst")
 GGUF = ".gguf"
 
 
 def data_file(key: str, path: str) -> list[str]:
-    """A file of preference pairs."""
+    """A file or folder of preference pairs."""
     file = expand(path)
     if path.startswith("pkg://") and not file.is_file():
         shipped = [f"pkg://{p.name}" for p in sorted(DEMO_DIR.glob("*.json*"))]
         return [f"{key}={path}: the project ships no such file. There are: {', '.join(shipped) or 'none'}"]
     if file.is_dir():
-        inside = [p.name for p in sorted(file.iterdir()) if p.suffix in SUFFIXES]
-        hint = f" Data files in it: {', '.join(inside[:5])}." if inside else ""
-        return [f"{key}={path} is a folder, a data file is needed ({', '.join(SUFFIXES)}).{hint}"]
+        return []  # which files are in it is seen when it is read
     if not file.exists():
         return [f"{key}={path}: there is no file {_absolute(file)}{_similar(file)}{_sweep_hint(path)}"]
     if not _readable(file):
         return [f"{key}={path}: {_absolute(file)} may not be read by this user."]
-    if file.suffix.lower() not in SUFFIXES:
+    suffixes = [s.lower() for s in file.suffixes]
+    if (suffixes[-2:-1] if suffixes[-1:] and suffixes[-1] in PACKED else suffixes[-1:]) not in [[s] for s in SUFFIXES]:
         kind = file.suffix or "a file without a suffix"
-        return [f"{key}={path}: {kind} is not supported. Data files are {listed(SUFFIXES, 'or')}."]
+        return [
+            f"{key}={path}: {kind} is not supported. Data files are {listed(SUFFIXES, 'or')}, as they are or with "
+            f"{' or '.join(PACKED)} after it."
+        ]
+    return []
+
+
+def data_folder(path: str) -> list[str]:
+    """A folder with LLaMA-Factory's dataset_info.json."""
+    folder = expand(path)
+    if not folder.is_dir():
+        what = "is a file, a folder is needed." if folder.exists() else f"there is no folder {_absolute(folder)}"
+        return [f"data.dir={path}: {what}{'' if folder.exists() else _similar(folder)}"]
+    if not (folder / "dataset_info.json").is_file():
+        return [
+            f"data.dir={path}: there is no dataset_info.json in {_absolute(folder)}. For a file use data=file data.path=FILE."
+        ]
     return []
 
 

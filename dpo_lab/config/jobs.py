@@ -16,7 +16,7 @@ from dpo_lab.config.resolvers import plain
 from dpo_lab.config.schema import Config
 from dpo_lab.runtime.errors import ConfigError, DataError, Interrupted, LabError
 
-Train = Callable[[Config, dict[str, Any], Path], dict[str, float]]
+Job = Callable[[Config, dict[str, Any], Path], dict[str, float]]  # what a door does with one configuration
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Jobs:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
 
-    def run(self, cfg: DictConfig, train: Callable[[], Train]) -> None:
-        """Train one configuration. An error ends this job alone; a signal ends the command.
+    def run(self, cfg: DictConfig, load: Callable[[], Job]) -> None:
+        """Run one configuration. An error ends this job alone; a signal ends the command.
 
-        `train` returns the function that trains; importing it is part of the job.
+        `load` returns the function that does the work; importing it is part of the job.
         """
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
@@ -47,7 +47,7 @@ class Jobs:
         status, code, reason = "done", 0, ""
         try:
             tree = plain(cfg)
-            train()(Config.model_validate(tree), tree, folder)
+            load()(Config.model_validate(tree), tree, folder)
         except (Interrupted, KeyboardInterrupt) as e:
             interrupted = e if isinstance(e, Interrupted) else Interrupted("stopped", "interrupted", 130)
             status, code, reason = interrupted.status, interrupted.exit_code, str(interrupted)

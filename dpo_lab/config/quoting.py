@@ -10,8 +10,8 @@ from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS
 
 _OUTPUTS = ("output_dir", "cache_dir")  # never swept
-_FREE = ("data.columns",)  # mappings whose keys are not in conf/
-_LISTS = ("lora.target_modules",)  # a text or a list
+_FREE = ("data.columns", "data.tags")  # mappings whose keys are not in conf/
+_LISTS = ("lora.target_modules", "data.path", "data.name", "data.eval_name")  # a text or a list
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -29,9 +29,9 @@ def quote(override: str, *, multirun: bool) -> str:
         return f"++{key}={value}"
     if key not in (*PATH_KEYS, *TEXT_KEYS) or not value:
         return override
-    if key in _LISTS and value.startswith("["):
-        return override
     start = f"{prefix}{key}="
+    if key in _LISTS and re.fullmatch(r"\[.*\]", value, re.DOTALL) and not _exists(value):
+        return override if _parse(override) else start + _quoted_list(value)
     if _arrives(start, value):
         return override
     if not multirun or key in _OUTPUTS or "," not in value or (key in PATH_KEYS and _exists(value)):
@@ -71,6 +71,11 @@ def _parse(text: str) -> Override | None:
 
 def _quoted(value: str) -> str:
     return QuotedString(value, Quote.single).with_quotes()
+
+
+def _quoted_list(value: str) -> str:
+    parts = (part.strip() for part in value[1:-1].split(","))
+    return f"[{','.join(part if _parse(f'x={part}') else _quoted(part) for part in parts if part)}]"
 
 
 def _exists(value: str) -> bool:

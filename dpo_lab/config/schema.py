@@ -97,27 +97,89 @@ class Template(Group):
 
 
 class HubData(Group):
-    """A dataset on the Hugging Face hub."""
+    """A dataset on a hub."""
 
     name: str
     config: str | None
     split: str
+    where: Literal["hf", "modelscope"]
+    folder: str | None = None  # in the repository
+
+
+Column = Literal[
+    "prompt", "chosen", "rejected", "system", "history", "query", "tools",
+    "answers", "scores", "ranks", "label", "completion",
+]  # fmt: skip
+Tag = Literal[
+    "role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"
+]  # fmt: skip
+# axolotl's names of strategies: what comes before the dot is a template, which is a group of its own here.
+_STRATEGIES = {
+    "intel": "orca",
+    "argilla": "argilla",
+    "argilla_chat": "trl",
+    "icr": "icr",
+    "prompt_pairs": "trl",
+    "ultra": "ultrafeedback",
+}
+STRATEGIES = {f"{template}.{name}": ours for template in ("chatml", "llama3") for name, ours in _STRATEGIES.items()} | {
+    "zephyr.nectar": "ranked",
+    "chat_template.default": "openai",
+    "chat_template.argilla_chat": "trl",
+    "user_defined.default": "trl",
+}
+Format = Annotated[
+    Literal[
+        "auto", "trl", "alpaca", "sharegpt", "openai", "v1", "orca", "argilla", "icr", "hh", "ultrafeedback", "ranked",
+        "scored", "kto",
+    ],
+    BeforeValidator(lambda v: STRATEGIES.get(v, v) if isinstance(v, str) else v),
+]  # fmt: skip
 
 
 class Data(Group):
     """conf/data: the preference pairs."""
 
-    path: Text | None
+    path: Text | list[Text] | None
     eval_path: Text | None
     hub: HubData | None
-    format: Literal["auto", "trl", "alpaca", "sharegpt"]
-    columns: dict[Literal["prompt", "chosen", "rejected", "system", "history"], str]
+    dir: Text | None
+    name: Text | list[Text] | None
+    eval_name: Text | list[Text] | None
+    format: Format
+    columns: dict[Column, str]
+    tags: dict[Tag, str]
+    ranking: Literal["all", "best_worst", "adjacent"]
+    min_margin: NotNegative
+    mix: Literal["concat", "interleave_under", "interleave_over"]
+    probabilities: list[PositiveReal] | None
+    on_error: Literal["raise", "drop"]
+    workers: Positive | Literal["auto"]
     max_length: Annotated[int, Field(ge=8, strict=True)]
     truncation: Literal["drop", "cut_prompt", "cut_answer", "cut_both"]
     max_pairs: Positive | None
     max_eval_pairs: Positive | None
     eval_fraction: Annotated[float, Field(ge=0, lt=1)]
     seed: Count
+
+    @property
+    def paths(self) -> list[str]:
+        """The files and folders of `path`."""
+        return _listed(self.path)
+
+    @property
+    def names(self) -> list[str]:
+        """The datasets of `name`."""
+        return _listed(self.name)
+
+    @property
+    def eval_names(self) -> list[str]:
+        """The datasets of `eval_name`."""
+        return _listed(self.eval_name)
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else value
 
 
 class LossTerm(BaseModel):
@@ -211,6 +273,27 @@ class Prompts(Group):
     own: list[str]
 
 
+class Doctor(Group):
+    """What is looked for in the pairs, and when that ends a command."""
+
+    enabled: bool
+    fail_on: Literal["error", "warning", "never"]
+    seconds: PositiveReal | None
+    pairs: Positive | None
+
+
+class Preview(Group):
+    """conf/preview: what `python -m dpo_lab.preview` shows."""
+
+    show: Count
+    first: Positive
+    ids: bool
+    full: bool
+    page: bool
+    page_pairs: Positive | None
+    json_only: bool
+
+
 class Sweep(Group):
     """The folder of a multirun."""
 
@@ -218,7 +301,7 @@ class Sweep(Group):
 
 
 class Config(Group):
-    """The composed configuration of `python -m dpo_lab`."""
+    """The composed configuration of `python -m dpo_lab`, and of doors that take what training takes."""
 
     model: Model
     quant: Quant
@@ -232,12 +315,14 @@ class Config(Group):
     logger: Logger
     generation: Generation
     prompts: Prompts
+    doctor: Doctor
     sweep: Sweep
     seed: Count
     output_dir: Text
     cache_dir: Text
     plan: bool
     overwrite: bool
+    preview: Preview | None = None  # of `python -m dpo_lab.preview` alone
 
 
 # Input paths: their content, not their name, is part of a run's identity; the shell may give them unquoted.
@@ -246,13 +331,14 @@ PATH_KEYS = (
     "template.path",
     "data.path",
     "data.eval_path",
+    "data.dir",
     "lora.adapter",
     "reference.path",
     "output_dir",
     "cache_dir",
 )
 TEXT_KEYS = (
-    *("model.name", "lora.target_modules", "data.hub.name"),
+    *("model.name", "lora.target_modules", "data.hub.name", "data.name", "data.eval_name"),
     *("logger.project", "logger.group", "sweep.name"),
 )
 

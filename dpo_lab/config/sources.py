@@ -65,8 +65,9 @@ class Sources:
             inside = key if not at else key.removeprefix(f"{at}.") if key.startswith(f"{at}.") else None
             if inside and _has(tree, inside.split(".")):
                 return file
-        primary = next((f for root in self.folders if (f := root / f"{self.primary}.yaml").is_file()), None)
-        return primary if primary and _has(content(primary)[1], key.split(".")) else None
+        names = dict.fromkeys((self.primary, "train"))  # the other doors' files begin with training's
+        primaries = [f for name in names for root in self.folders if (f := root / f"{name}.yaml").is_file()]
+        return next((f for f in primaries if _has(content(f)[1], key.split("."))), None)
 
     def shadowed(self) -> list[tuple[Path, Path]]:
         """Files of a later folder that would never be read, each with the one that is read instead."""

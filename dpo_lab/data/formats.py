@@ -1,207 +1,295 @@
-"""Rows of the formats in use -> Pair; one small function a format.
+"""Rows of the formats in use -> Pair; one small function a format."""
 
-A null where a text is expected is an empty text: tokenisation drops and counts empty prompts and answers. What is
-of a wrong type or not there at all is an error.
-"""
-
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
-from dpo_lab.data.types import Message, Pair
+from dpo_lab.data.columns import MAP_HINT, absent_columns, renamed, told, watched
+from dpo_lab.data.detect import SHAPES, detect, scores_of
+from dpo_lab.data.labels import Labelled, kto, matched
+from dpo_lab.data.messages import (
+    Fault,
+    NoPair,
+    Tags,
+    decoded,
+    get,
+    is_conversation,
+    is_transcript,
+    kind,
+    messages,
+    text,
+    tools,
+    transcript,
+    user,
+)
+from dpo_lab.data.prompts import Rules, asked, common_prompt, finished, open_end, pair, shared
+from dpo_lab.data.ranking import margin_of, ranked, scored
+from dpo_lab.data.types import Message, OnBad, Pair, Reading, Row
 from dpo_lab.runtime.errors import DataError
 
-Row = dict[str, Any]
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-MAP_HINT = "Map other names with data.columns, e.g. 'data.columns={prompt: question, chosen: good, rejected: bad}'."
+FIRST = 20  # rows that are looked at to tell the format
+NO_PARTNER = "no answer with the other label to this prompt"
 
 
-def to_pairs(rows: list[Row], *, format: str, columns: Mapping[Any, str], where: str) -> tuple[list[Pair], str]:
-    """Every row as a Pair, and the name of the format they were read in.
+class BadRow(DataError):
+    """A row that is left out: its number, and a short reason to count by."""
 
-    Args:
-        rows: the source's rows, at least one.
-        format: trl, alpaca, sharegpt, or auto to tell by the columns of the first row.
-        columns: our name -> the source's name of a column; our `prompt` is alpaca's instruction and sharegpt's
-            conversations.
-        where: the source, for messages.
+    def __init__(self, message: str, row: int, reason: str) -> None:
+        super().__init__(message)
+        self.row, self.reason = row, reason
 
-    Raises:
-        DataError: a row lacks a column or holds something else than the format says.
+
+class Unpaired(BadRow):
+    """A sound row that makes no pair: no answer of the other kind, a tie, too small a margin."""
+
+
+def trl(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """TRL: `prompt`, `chosen`, `rejected`, each a text or a list of {role, content}; `system`, `tools` if there.
+
+    Without `prompt`, or with one that is text, chosen and rejected may be whole conversations that differ in their last
+    message. Without `prompt` they may be texts that begin with it.
     """
-    absent = [theirs for theirs in columns.values() if not any(theirs in row for row in rows)]
-    if absent:
-        raise DataError(f"{where}: no row has a column {', '.join(absent)} (data.columns). {_columns(rows[0])}")
-    name = _detect(_renamed(rows[0], columns), where, rows[0]) if format == "auto" else format
-    pairs = []
-    for number, row in enumerate(rows, 1):
-        try:
-            pairs.append(FORMATS[name](_renamed(row, columns), number))
-        except _Fault as e:
-            raise DataError(f"{where}: row {number}: {e} (format {name}). {_columns(row)} {MAP_HINT}") from e
-    return pairs, name
-
-
-def trl(row: Row, number: int) -> Pair:
-    """TRL: `prompt`, `chosen`, `rejected`, each a string or a list of {role, content}; `system` if there.
-
-    Without `prompt`, chosen and rejected are whole conversations with the same beginning.
-    """
+    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    if "prompt" not in row and isinstance(chosen, str) and isinstance(rejected, str):
+        begin = common_prompt(text(chosen, "chosen"), text(rejected, "rejected"))
+        rest = {"chosen": chosen[len(begin) :], "rejected": rejected[len(begin) :]}
+        return [pair([user(begin)], {**row, **rest}, number, rules)]
+    if isinstance(prompt, list | dict):
+        return [pair(messages(prompt, "prompt", rules.tags), row, number, rules)]
+    if is_conversation(chosen) and is_conversation(rejected):
+        return [shared(row, number, rules)]
     if "prompt" not in row:
-        return _implicit(row, number)
-    prompt = row["prompt"]
-    messages = _messages(prompt, "prompt") if isinstance(prompt, list | dict) else [_user(_text(prompt, "prompt"))]
-    return _pair(messages, row, number)
+        raise Fault("prompt is missing, and chosen and rejected are not conversations that begin with it")
+    return [pair([user(text(prompt, "prompt"))], row, number, rules)]
 
 
-def alpaca(row: Row, number: int) -> Pair:
-    """LLaMA-Factory's alpaca ranking: `instruction`, `input`, `chosen`, `rejected`; `system`, `history` if there."""
-    messages: list[Message] = []
+def alpaca(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """LLaMA-Factory's alpaca ranking: `instruction`, `input`, `chosen`, `rejected`; `system`, `history` if there.
+
+    Its older form has `output`, a list of the chosen and the rejected answer.
+    """
+    turns: list[Message] = []
     for turn in _history(row.get("history")):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise _Fault("history must be a list of [question, answer]")
-        question, answer = (_text(text, "history") for text in turn)
-        messages += [_user(question), Message(role="assistant", content=answer)]
+            raise Fault("history must be a list of [question, answer]")
+        question, reply = (text(said, "history") for said in turn)
+        turns += [user(question), Message(role="assistant", content=reply)]
     column = "instruction" if "instruction" in row or "prompt" not in row else "prompt"
-    parts = [_text(_get(row, column), column), _text(row.get("input"), "input")]
-    return _pair([*messages, _user("\n".join(part for part in parts if part))], row, number)
+    parts = [text(get(row, column), column), text(row.get("input"), "input")]
+    if "chosen" not in row and isinstance(both := decoded(row.get("output")), list) and len(both) == 2:
+        row = {**row, "chosen": both[0], "rejected": both[1]}
+    return [pair([*turns, user("\n".join(part for part in parts if part))], row, number, rules)]
 
 
-def sharegpt(row: Row, number: int) -> Pair:
-    """LLaMA-Factory's sharegpt ranking: `conversations` of {from, value}, `chosen`, `rejected`; `system` if there."""
-    column = "conversations" if "conversations" in row or "prompt" not in row else "prompt"
-    return _pair(_messages(_decoded(_get(row, column)), column), row, number)
+def sharegpt(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """LLaMA-Factory's sharegpt ranking: `conversations` of {from, value}, `chosen`, `rejected`."""
+    value = decoded(get(row, "conversations", "prompt"))
+    return [pair(messages(value, "conversations", rules.tags), row, number, rules)]
 
 
-FORMATS: dict[str, Callable[[Row, int], Pair]] = {"trl": trl, "alpaca": alpaca, "sharegpt": sharegpt}
+def openai(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """OpenAI's messages: `messages` of {role, content}, `chosen`, `rejected` a message, a list or a text; `tools`."""
+    value = decoded(get(row, "messages", "prompt"))
+    turns = [user(text(value, "messages"))] if isinstance(value, str) else messages(value, "messages", rules.tags)
+    return [pair(turns, row, number, rules)]
 
 
-class _Fault(Exception):
-    """What is wrong with a row; the caller says which row."""
+def v1(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """LLaMA-Factory v1: `chosen_messages`, `rejected_messages`, conversations of {role, content: parts}."""
+    return [shared(row, number, rules, ("chosen_messages", "rejected_messages"))]
 
 
-def _detect(row: Row, where: str, original: Row) -> str:
-    if "conversations" in row:
-        return "sharegpt"
-    if "instruction" in row or {"prompt", "history"} <= row.keys():
-        return "alpaca"
-    if "prompt" in row or {"chosen", "rejected"} <= row.keys():
-        return "trl"
+def orca(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """Orca DPO pairs: `system`, `question`, `chosen`, `rejected`."""
+    return [pair(asked(get(row, "question", "prompt"), "question", rules.tags), row, number, rules)]
+
+
+def argilla(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """Argilla: `instruction` (or prompt, input, question), `chosen_response`, `rejected_response`; `system`."""
+    value = get(row, "prompt", "instruction", "input", "question")
+    both = {"chosen": get(row, "chosen_response", "chosen"), "rejected": get(row, "rejected_response", "rejected")}
+    return [pair(asked(value, "prompt", rules.tags), {**row, **both}, number, rules)]
+
+
+def icr(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """Distilabel's Orca pairs: `system`, `input`, `chosen`, `rejected`."""
+    return [pair(asked(get(row, "prompt", "input"), "input", rules.tags), row, number, rules)]
+
+
+def hh(row: Row, number: int, rules: Rules) -> list[Pair]:
+    r"""Anthropic HH: `chosen`, `rejected`, texts of `\n\nHuman: ...\n\nAssistant: ...` that differ in the last turn.
+
+    Or `prompt`, such a text that is to go on, and chosen and rejected alone.
+    """
+    chosen, rejected = (text(get(row, column), column) for column in ("chosen", "rejected"))
+    if "prompt" in row and not (is_transcript(chosen) and is_transcript(rejected)):
+        prompt = open_end(transcript(text(row["prompt"], "prompt"), "prompt"))
+        return [pair(prompt, {**row, "chosen": chosen.strip(), "rejected": rejected.strip()}, number, rules)]
+    good, bad = transcript(chosen, "chosen"), transcript(rejected, "rejected")
+    for column, turns in (("chosen", good), ("rejected", bad)):
+        if turns[-1]["role"] != "assistant":
+            raise Fault(f"{column} must end with a turn of the Assistant")
+    if len(good) < 2 or good[:-1] != bad[:-1]:
+        raise Fault("chosen and rejected differ before the last turn of the Assistant")
+    prompt = finished(good[:-1], row)
+    return [Pair(tuple(prompt), good[-1]["content"], bad[-1]["content"], number, tools=tools(row.get("tools")))]
+
+
+def ultrafeedback(row: Row, number: int, rules: Rules) -> list[Pair]:
+    """UltraFeedback binarised: `prompt`, `chosen`, `rejected` as in TRL, `score_chosen`, `score_rejected`.
+
+    Other names of the scores are chosen_score, chosen_rating, chosen-rating, rating_chosen; they count where
+    data.min_margin asks for a margin.
+    """
+    if rules.min_margin > 0:
+        scores = scores_of(row)
+        if scores is None:
+            raise Fault("score_chosen or score_rejected is missing")
+        margin = margin_of(row, scores)
+        if margin is None:
+            raise NoPair("an answer has no score")
+        if margin < rules.min_margin:
+            raise NoPair("scores differ by less than data.min_margin")
+    return trl(row, number, rules)
+
+
+FORMATS: dict[str, Callable[[Row, int, Rules], list[Pair] | Labelled]] = {
+    "trl": trl,
+    "alpaca": alpaca,
+    "sharegpt": sharegpt,
+    "openai": openai,
+    "v1": v1,
+    "orca": orca,
+    "argilla": argilla,
+    "icr": icr,
+    "hh": hh,
+    "ultrafeedback": ultrafeedback,
+    "ranked": ranked,
+    "scored": scored,
+    "kto": kto,
+}
+_OF_AXOLOTL = {
+    "intel": "orca",
+    "argilla": "argilla",
+    "argilla_chat": "trl",
+    "icr": "icr",
+    "prompt_pairs": "trl",
+    "ultra": "ultrafeedback",
+}
+ALIASES = {  # axolotl's name of a strategy -> ours; templates are chosen elsewhere
+    **{f"{template}.{name}": ours for template in ("chatml", "llama3") for name, ours in _OF_AXOLOTL.items()},
+    "zephyr.nectar": "ranked",
+    "chat_template.default": "openai",
+    "chat_template.argilla_chat": "trl",
+    "user_defined.default": "trl",
+}
+
+
+def to_pairs(
+    rows: Iterable[tuple[int, Row]], reading: Reading, *, where: str, on_bad: OnBad | None = None
+) -> tuple[Iterator[Pair], str]:
+    """Every row as a Pair, lazily, and the name of the format they are read in.
+
+    Args:
+        rows: the source's rows with their numbers; the first ones are read at once.
+        reading: the format or auto, which tells it by the first rows; our names of columns; tags; which pairs several
+            answers make.
+        where: the source, for messages.
+        on_bad: takes a BadRow for each row that is left out, an Unpaired for a sound one that makes no pair. Without
+            it a faulty row raises, and a sound one is passed over.
+
+    Raises:
+        DataError: no row is in a known format, a mapped column is in no row, an option has no effect; and, without
+            `on_bad`, a row lacks a column or holds something else than the format says.
+    """
+    rows = iter(rows)
+    begin = list(islice(rows, FIRST))
+    sound = [row for _, row in begin if isinstance(row, dict)]
+    absent = absent_columns(sound, reading.columns, len(begin) < FIRST, where)
+    name = ALIASES.get(reading.format, reading.format)
+    if name == "auto":
+        name = _detected(begin, sound, reading.columns, where)
+    if not reading.mixed:
+        _has_effect(reading, name, where)
+    rules = Rules(Tags.of(reading.tags), reading.ranking, reading.min_margin)
+    everything = watched(chain(begin, rows), absent, where) if absent else chain(begin, rows)
+    if name == "kto":
+        lone = partial(_alone, where=where, on_bad=on_bad)
+        return matched(_each(everything, kto, rules, reading.columns, name, where, on_bad), lone), name
+    lists = _each(everything, FORMATS[name], rules, reading.columns, name, where, on_bad)
+    return chain.from_iterable(lists), name
+
+
+def _each(
+    rows: Iterable[tuple[int, Row]],
+    read: Callable[[Row, int, Rules], Any],
+    rules: Rules,
+    columns: Mapping[str, str],
+    name: str,
+    where: str,
+    on_bad: OnBad | None,
+) -> Iterator[Any]:
+    for number, row in rows:
+        try:
+            yield _read(row, number, read, rules, columns)
+        except NoPair as e:
+            if on_bad is not None:
+                on_bad(Unpaired(f"{where}: row {number}: {e} (format {name}).", number, str(e)))
+        except Fault as e:
+            there = f" {told(row)} {MAP_HINT}" if isinstance(row, dict) else ""
+            bad = BadRow(f"{where}: row {number}: {e} (format {name}).{there}", number, str(e))
+            if on_bad is None:
+                raise bad from e
+            on_bad(bad)
+
+
+def _read(
+    row: Any, number: int, read: Callable[[Row, int, Rules], Any], rules: Rules, columns: Mapping[str, str]
+) -> Any:
+    if not isinstance(row, dict):
+        raise Fault(f"it is {kind(row)}, not an object with named columns")
+    try:
+        return read(renamed(row, columns), number, rules)
+    except RecursionError as e:
+        raise Fault("it is nested too deeply to be preference data") from e
+
+
+def _alone(number: int, *, where: str, on_bad: OnBad | None) -> None:
+    if on_bad is not None:
+        on_bad(Unpaired(f"{where}: row {number}: {NO_PARTNER} (format kto).", number, NO_PARTNER))
+
+
+def _detected(begin: list[tuple[int, Row]], sound: list[Row], columns: Mapping[str, str], where: str) -> str:
+    found = detect([renamed(row, columns) for row in sound], columns)
+    if found is not None:
+        return found
+    if not begin:
+        raise DataError(f"{where}: holds no rows, so that its format cannot be told.")
+    known = "".join(f"\n  {name}: {shape}" for name, shape in SHAPES.items())
+    others = f", nor is any of the {len(begin) - 1} after it" if len(begin) > 1 else ""
+    there = told(sound[0]) if sound else f"It is {kind(begin[0][1])}, not an object with named columns."
     raise DataError(
-        f"{where}: row 1 is in none of the formats trl (prompt, chosen, rejected), alpaca (instruction, input, chosen, "
-        f"rejected), sharegpt (conversations, chosen, rejected). {_columns(original)} {MAP_HINT}"
+        f"{where}: row {begin[0][0]} is in none of the formats{others}. {there} {MAP_HINT} Or name the format with "
+        f"data.format. The formats and their columns are:{known}"
     )
 
 
-def _pair(messages: list[Message], row: Row, number: int) -> Pair:
-    """The pair of a row whose prompt is `messages`; its `system` column counts where they have no such message."""
-    system = _text(row.get("system"), "system")
-    if system and messages[0]["role"] != "system":
-        messages = [Message(role="system", content=system), *messages]
-    if messages[-1]["role"] != "user":
-        raise _Fault(f"the prompt must end with a user's turn, not with {messages[-1]['role']}'s")
-    return Pair(tuple(messages), _answer(row, "chosen", messages), _answer(row, "rejected", messages), number)
-
-
-def _implicit(row: Row, number: int) -> Pair:
-    chosen, rejected = _get(row, "chosen"), _get(row, "rejected")
-    if not isinstance(chosen, list) or not isinstance(rejected, list):
-        raise _Fault("prompt is missing, and chosen and rejected are not conversations that begin with it")
-    good, bad = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-    if len(good) < 2 or good[:-1] != bad[:-1]:
-        raise _Fault("prompt is missing, and chosen and rejected differ in more than their last message")
-    return _pair(good[:-1], {**row, "chosen": good[-1:], "rejected": bad[-1:]}, number)
-
-
-def _answer(row: Row, column: str, prompt: list[Message]) -> str:
-    """The text of an answer: a string, one message, or a list of messages (that may repeat the prompt)."""
-    value = _get(row, column)
-    if value is None or isinstance(value, str):
-        return _text(value, column)
-    messages = _messages(value, column)
-    if len(messages) > 1 and messages[:-1] == prompt[-len(messages) + 1 :]:
-        messages = messages[-1:]
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise _Fault(
-            f"{column} must be one message of the assistant, or the prompt and that, not "
-            f"{' + '.join(m['role'] for m in messages)}"
+def _has_effect(reading: Reading, name: str, where: str) -> None:
+    if reading.ranking != "all" and name not in ("ranked", "scored"):
+        raise DataError(
+            f"{where}: data.ranking={reading.ranking} has no effect on the format {name}, which has two answers a row. "
+            "Take it out, or name another data.format (ranked, scored)."
         )
-    return messages[0]["content"]
-
-
-def _messages(value: Any, column: str) -> list[Message]:
-    items = [value] if isinstance(value, dict) else value
-    if not isinstance(items, list) or not items:
-        raise _Fault(f"{column} must be a non-empty list of messages, not {_kind(value)}")
-    return [_message(item, column) for item in items]
-
-
-def _message(item: Any, column: str) -> Message:
-    if not isinstance(item, dict):
-        raise _Fault(f"{column} holds {_kind(item)} where a message is expected")
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise _Fault(f"{column} holds a message with the role {role!r:.60}; known are {', '.join(ROLES)}")
-    if content is None:
-        raise _Fault(f"{column} holds a message of {role} without content")
-    return Message(role=ROLES[role], content=_text(content, f"a message's content in {column}"))
-
-
-def _user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def _text(value: Any, what: str) -> str:
-    """Null is an empty text; half of a surrogate pair, which no tokenizer takes, becomes U+FFFD."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _Fault(f"{what} must be text, not {_kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+    if reading.min_margin > 0 and name not in ("ultrafeedback", "scored"):
+        raise DataError(
+            f"{where}: data.min_margin={reading.min_margin:g} has no effect on the format {name}, which has no scores. "
+            "Take it out, or name another data.format (ultrafeedback, scored)."
+        )
 
 
 def _history(value: Any) -> list[Any]:
-    value = _decoded(value) or []
+    value = decoded(value) or []
     if not isinstance(value, list):
-        raise _Fault(f"history must be a list of [question, answer], not {_kind(value)}")
+        raise Fault(f"history must be a list of [question, answer], not {kind(value)}")
     return value
-
-
-def _decoded(value: Any) -> Any:
-    """Columns that cannot be mere text may hold JSON, as they do in CSV files."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return value
-
-
-def _get(row: Row, column: str) -> Any:
-    if column not in row:
-        raise _Fault(f"{column} is missing")
-    return row[column]
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", dict: "an object", str: "text", type(None): "null", bool: "true or false"}
-    empty = "an empty list" if value == [] else None
-    return (
-        empty
-        or names.get(type(value))
-        or ("a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
-    )
-
-
-def _renamed(row: Row, columns: Mapping[Any, str]) -> Row:
-    if not columns:
-        return row
-    taken = set(columns.values())
-    ours = {name: row[theirs] for name, theirs in columns.items() if theirs in row}
-    return {k: v for k, v in row.items() if k not in taken and k not in columns} | ours
-
-
-def _columns(row: Row) -> str:
-    return f"The columns there are {', '.join(map(str, row)) or '(none)'}."

@@ -1,5 +1,7 @@
 """The training pairs as optimizer steps."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import lightning
@@ -12,6 +14,7 @@ from dpo_lab.preference.layout import Layout
 from dpo_lab.runtime.files import digest
 
 
+@lru_cache(maxsize=2)
 def epoch_order(n: int, *, seed: int, epoch: int) -> list[int]:
     """The order of n pairs in an epoch: a pure function of the data's seed and the epoch."""
     generator = torch.Generator().manual_seed(int(digest(f"order {seed} {epoch}"), 16) % 2**63)
@@ -39,7 +42,7 @@ class Steps(Dataset[list[Layout]]):
 
     def __init__(
         self,
-        examples: list[Example],
+        examples: Sequence[Example],
         *,
         start: int,
         end: int,

@@ -1,39 +1,48 @@
 """From the configuration of the data to the examples of both splits."""
 
-import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Data
-from dpo_lab.data.formats import to_pairs
-from dpo_lab.data.sources import read_file, read_rows
+from dpo_lab.data.gather import heldout_sources, training_sources
+from dpo_lab.data.mix import mixed
+from dpo_lab.data.pairs import Pairs, Progress, pair_table
+from dpo_lab.data.pairs import prompt_hash as prompt_hash
 from dpo_lab.data.templates import Template
-from dpo_lab.data.tokenize import tokenize
-from dpo_lab.data.types import Counts, Example, Message, Pair
+from dpo_lab.data.tokenize import Encoder, warn_of_names
+from dpo_lab.data.tokens import Examples, Tokenised, tokenise
+from dpo_lab.data.types import Counts, Message
 from dpo_lab.runtime.errors import DataError
-from dpo_lab.runtime.files import digest
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs to train on, pairs held out, and the format they were in."""
+    """Pairs to train on, pairs held out, and the format they were in.
 
-    train: list[Pair]
-    heldout: list[Pair]
+    Attributes:
+        train_bad: of rows that gave no pair: reason -> (how many, the first's row).
+        heldout_bad: the same of the sources of held-out pairs.
+    """
+
+    train: Pairs
+    heldout: Pairs
     format: str
+    train_bad: dict[str, tuple[int, int]]
+    heldout_bad: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Both splits as token ids, and how they came about."""
 
-    train: list[Example]
-    heldout: list[Example]
+    train: Examples
+    heldout: Examples
     train_counts: Counts
     heldout_counts: Counts
     format: str
+    looked: dict[str, Tokenised]  # by split: also what was left out
 
     def facts(self) -> dict[str, Any]:
         """What facts.json says of the data; the fingerprint is of the token ids, in order."""
@@ -41,62 +50,85 @@ class Prepared:
             "format": self.format,
             "train": self.train_counts.__dict__,
             "heldout": self.heldout_counts.__dict__,
-            "fingerprint": digest(*(str([e.prompt_ids, e.chosen_ids, e.rejected_ids]) for e in self.train)),
-            "heldout_fingerprint": digest(*(str([e.prompt_ids, e.chosen_ids, e.rejected_ids]) for e in self.heldout)),
+            "fingerprint": self.train.digest(),
+            "heldout_fingerprint": self.heldout.digest(),
         }
 
 
-def read_pairs(data: Data) -> Split:
+def read_pairs(data: Data, cache_dir: Path, progress: Progress | None = None) -> Split:
     """Read and split the source; needs no tokenizer, so faults show before anything heavy loads.
 
-    Without a file of held-out pairs, a hash of the prompt alone decides: the same prompt falls on the same side
+    Without a source of held-out pairs, a hash of the prompt alone decides: the same prompt falls on the same side
     whatever the seed, the order and the number of pairs, and a higher `data.eval_fraction` only adds to the held-out
     ones.
+
+    Args:
+        data: what to read.
+        cache_dir: a second call reads what the first wrote there.
+        progress: shows how far a first reading is.
 
     Raises:
         DataError: a file or row cannot be used; says which and why.
     """
-    where = str(expand(data.path)) if data.path else (data.hub.name if data.hub else "data")
-    pairs, name = to_pairs(read_rows(data), format=data.format, columns=data.columns, where=where)
-    if data.eval_path is not None:
-        path = expand(data.eval_path)
-        heldout, _ = to_pairs(read_file(path), format=data.format, columns=data.columns, where=str(path))
-        return Split(pairs, heldout, name)
-    train: list[Pair] = []
-    heldout = []
-    for pair in pairs:
-        (heldout if prompt_share(pair.prompt) < data.eval_fraction else train).append(pair)
-    return Split(train, heldout, name)
+    drop = data.on_error == "drop"
+    sources = training_sources(data)
+    tables = [pair_table(source, cache_dir, drop=drop, progress=progress) for source in sources]
+    pairs = mixed(tables, sources, data, how=data.mix)
+    formats = ", ".join(dict.fromkeys(table.format for table in tables))
+    bad = _added(table.bad for table in tables)
+    if apart := heldout_sources(data):
+        held = [pair_table(source, cache_dir, drop=drop, progress=progress) for source in apart]
+        return Split(pairs, mixed(held, apart, data, how="concat"), formats, bad, _added(table.bad for table in held))
+    # The same comparison as of two fractions: a hash is a number below 2^64.
+    heldout = pairs.hashes() / 2.0**64 < data.eval_fraction
+    return Split(pairs.where(~heldout), pairs.where(heldout), formats, bad, {})
 
 
-def prompt_share(prompt: tuple[Message, ...]) -> float:
+def prompt_share(prompt: Sequence[Message]) -> float:
     """A number in [0, 1) that depends on the prompt alone."""
-    text = json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+    return prompt_hash(prompt) / 2**64
 
 
-def prepare(split: Split, data: Data, template: Template) -> Prepared:
+def prepare(split: Split, data: Data, template: Template, cache_dir: Path) -> Prepared:
     """Tokenise both splits; a prompt that is held out is not trained on.
 
     Raises:
-        DataError: nothing is left to train on, or nothing of a file of held-out pairs.
+        DataError: nothing is left to train on, or nothing of a source of held-out pairs.
     """
-    known = {p.prompt_key() for p in split.heldout}
-    length, truncation = data.max_length, data.truncation
-    train, counts = tokenize(
-        split.train, template, max_length=length, truncation=truncation, limit=data.max_pairs, heldout=known
+    encoder = Encoder(template, data.max_length, data.truncation)
+    workers = None if data.workers == "auto" else data.workers
+    train = tokenise(
+        split.train, encoder, cache_dir, limit=data.max_pairs, workers=workers, heldout=split.heldout.hashes()
     )
-    if not train:
-        held = f"{len(split.heldout)} held out, {counts}"
-        raise DataError(f"No pair is left to train on ({held}). {_advice(counts, data)}")
-    heldout, heldout_counts = tokenize(
-        split.heldout, template, max_length=length, truncation=truncation, limit=data.max_eval_pairs
-    )
-    if data.eval_path is not None and not heldout:
+    _add_bad(train.counts, split.train_bad)
+    if not train.examples:
+        held = f"{len(split.heldout)} held out, {train.counts}"
+        raise DataError(f"No pair is left to train on ({held}). {_advice(train.counts, data)}")
+    heldout = tokenise(split.heldout, encoder, cache_dir, limit=data.max_eval_pairs, workers=workers)
+    _add_bad(heldout.counts, split.heldout_bad)
+    apart = data.eval_path or data.eval_names
+    if apart and not heldout.examples:
         raise DataError(
-            f"No pair of {data.eval_path} is left to evaluate on ({heldout_counts}). {_advice(heldout_counts, data)}"
+            f"No pair of {apart} is left to evaluate on ({heldout.counts}). {_advice(heldout.counts, data)}"
         )
-    return Prepared(train, heldout, counts, heldout_counts, split.format)
+    for counts in (train.counts, heldout.counts):
+        warn_of_names(counts)
+    looked = {"train": train, "heldout": heldout}
+    return Prepared(train.examples, heldout.examples, train.counts, heldout.counts, split.format, looked)
+
+
+def _added(parts: Any) -> dict[str, tuple[int, int]]:
+    total: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        for reason, (count, row) in part.items():
+            before, first = total.get(reason, (0, row))
+            total[reason] = (before + count, first)
+    return total
+
+
+def _add_bad(counts: Counts, bad: dict[str, tuple[int, int]]) -> None:
+    for reason, (n, row) in bad.items():
+        counts.drop(reason, row, n)
 
 
 def _advice(counts: Counts, data: Data) -> str:

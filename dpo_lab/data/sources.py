@@ -1,73 +1,89 @@
-"""Rows of preference data from local files and the hub, with the place of a fault where there is one."""
+"""Rows of the datasets of hubs, each through the hub's own library; without a network, of the copy on this machine."""
 
-import ast
-import csv
-import io
-import json
-import re
+import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
-from dpo_lab.config.paths import expand
-from dpo_lab.config.schema import Data, HubData
+from dpo_lab.config.schema import HubData
+from dpo_lab.data.files import read_file
+from dpo_lab.data.folders import TYPES, all_files, in_config, in_split, split_of
+from dpo_lab.data.types import OnBad, Row
 from dpo_lab.runtime.errors import DataError
+from dpo_lab.runtime.files import digest, fingerprint
 
-Row = dict[str, Any]
-HUB_SECONDS = 5  # how long the hub may take to say that it is there
-PYTHON_LIST = re.compile(r"\s*\[?\s*\{\s*'(role|content|from|value)'\s*:")
+if TYPE_CHECKING:
+    from datasets import Dataset
 
+log = logging.getLogger(__name__)
 
-def read_rows(data: Data) -> list[Row]:
-    """The rows of `data.path`, or of `data.hub` where there is no path.
-
-    Raises:
-        DataError: there is nothing to read, or it cannot be read as rows.
-    """
-    if data.path is not None:
-        return read_file(expand(data.path))
-    if data.hub is not None:
-        return read_hub(data.hub)
-    raise DataError("No data: give data=file data.path=FILE, or data=hub data.hub.name=OWNER/NAME.")
+HUB_SECONDS = 5  # how long a hub may take to say that it is there
+ROWS = 256  # that are Python objects at once
+PATTERNS = [f"*{suffix}{packing}" for suffix in TYPES for packing in ("", ".gz", ".zst")]
 
 
-def read_file(path: Path) -> list[Row]:
-    """The rows of a .json, .jsonl, .csv or .parquet file.
+def hub_rows(hub: HubData, *, on_bad: OnBad | None = None) -> Iterator[tuple[int, Row]]:
+    """The rows of a dataset of a hub, numbered from 1, as they are asked for.
 
-    Raises:
-        DataError: it cannot be read as rows; names the line or row.
-    """
-    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    try:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; a file is needed ({', '.join(readers)}).")
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file. Check the path.")
-        if path.suffix.lower() not in readers:
-            raise DataError(f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join(readers)}.")
-        rows = list(readers[path.suffix.lower()](path))
-    except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}: line {line} is not UTF-8 text (byte {e.object[e.start]:#04x}). Convert it, e.g. with "
-            "'iconv -f ENCODING -t UTF-8'."
-        ) from e
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror or _first_line(e)}).") from e
-    if not rows:
-        raise DataError(f"{path}: holds no rows. Check that it was written to the end.")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: row {number} is {_kind(row)}, not an object with named columns.")
-    return rows
-
-
-def read_hub(hub: HubData) -> list[Row]:
-    """The rows of a dataset of the Hugging Face hub; without a network, of its copy on this machine.
+    Args:
+        hub: which one.
+        on_bad: takes what is wrong with a row of a file, as `read_file`.
 
     Raises:
         DataError: it cannot be had.
     """
+    if hub.where == "modelscope":
+        return _rows_of_files(_modelscope_files(hub), on_bad)
+    return _rows_of_dataset(_hf(hub), hub)
+
+
+def hub_fingerprint(hub: HubData) -> str:
+    """A hash that changes when the rows do, the same with and without a network.
+
+    Raises:
+        DataError: the dataset cannot be had.
+    """
+    if hub.where == "modelscope":
+        return digest(*(part for file in _modelscope_files(hub) for part in (file.name, fingerprint(file))))
+    return digest(_hf(hub)._fingerprint)
+
+
+def _rows_of_files(files: list[Path], on_bad: OnBad | None) -> Iterator[tuple[int, Row]]:
+    before = 0
+    for file in files:
+        number = 0
+        for number, row in read_file(file, on_bad=on_bad):
+            yield before + number, row
+        before += number
+
+
+def _rows_of_dataset(dataset: "Dataset", hub: HubData) -> Iterator[tuple[int, Row]]:
+    number = 0
+    try:
+        for columns in dataset.iter(batch_size=ROWS):
+            assert isinstance(columns, dict)
+            for values in zip(*columns.values(), strict=True):
+                number += 1
+                yield number, dict(zip(columns, values, strict=True))
+    except Exception as e:  # Arrow, or what decodes a column: types differ, the advice is the same
+        raise DataError(
+            f"{_title(hub)}: row {number + 1} or one soon after it cannot be read: {_first_line(e)}. Delete its copy on "
+            "this machine and load it again."
+        ) from e
+    if not number:
+        raise DataError(f"{_title(hub)} holds no rows. Check data.hub.split.")
+
+
+def _title(hub: HubData) -> str:
+    return f"The dataset {hub.name} (config {hub.config}, split {hub.split})"
+
+
+# The Hugging Face hub
+
+
+def _hf(hub: HubData) -> "Dataset":
+    """The dataset, memory-mapped."""
     import datasets
     from datasets import config
 
@@ -76,16 +92,17 @@ def read_hub(hub: HubData) -> list[Row]:
     try:
         # `datasets` asks an unreachable hub six times over, for 23 s to 80 s. Offline it goes straight to its copy.
         config.HF_HUB_OFFLINE = offline or silent
-        return list(datasets.load_dataset(hub.name, hub.config, split=hub.split))  # type: ignore[arg-type]
+        found = datasets.load_dataset(hub.name, hub.config, data_dir=hub.folder, split=hub.split)
     except Exception as e:  # the hub, the network, Arrow, a builder: types differ, the advice is the same
         reason = "the hub does not answer, and no copy is on this machine" if silent else _first_line(e)
         raise DataError(
-            f"The dataset {hub.name} (config {hub.config}, split {hub.split}) could not be loaded from the hub: "
-            f"{reason}. Check data.hub and the network; offline, download it elsewhere and use "
-            "data=file data.path=FILE."
+            f"{_title(hub)} could not be loaded from the hub: {reason}. Check data.hub and the network; offline, "
+            "download it elsewhere and use data=file data.path=FILE."
         ) from e
     finally:
         config.HF_HUB_OFFLINE = offline
+    assert isinstance(found, datasets.Dataset)
+    return found
 
 
 def _hub_answers(name: str) -> bool:
@@ -102,132 +119,86 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig")
+# ModelScope
 
 
-def _json(path: Path) -> Iterator[Row]:
-    text = _text(path)
-    if not text.strip():
-        return
-    try:
-        content = _loads(text)
-    except ValueError as e:
-        first = text.lstrip().partition("\n")[0].rstrip()
-        if first.startswith("{") and first.endswith("}"):  # JSON lines by another name
-            yield from _lines(path, text)
-            return
-        raise DataError(f"{path}: broken JSON{_place(e)}.") from e
-    if isinstance(content, dict):
+def _modelscope_files(hub: HubData) -> list[Path]:
+    """The files of the config and split, in the folder where modelscope_hub keeps them."""
+    folder = _modelscope_folder(hub)
+    files = in_config(all_files(folder), folder, hub.config)
+    if not files:
+        folders = sorted({f.parent.relative_to(folder).as_posix() for f in all_files(folder)} - {"."})
         raise DataError(
-            f"{path}: holds one object with the keys {', '.join(content) or '(none)'}; a list of rows is needed, or "
-            "one row a line."
+            f"{_title(hub)} has no files that can be read{f' for the config {hub.config}' if hub.config else ''} on "
+            f"ModelScope. Set data.hub.config to one of its folders ({', '.join(folders)[:300] or 'none'}), or null."
         )
-    if not isinstance(content, list):
-        raise DataError(f"{path}: holds {_kind(content)}, not a list of rows.")
-    yield from content
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    text = _text(path)
-    yield from _json(path) if text.lstrip().startswith("[") else _lines(path, text)
-
-
-def _lines(path: Path, text: str) -> Iterator[Row]:
-    # Not splitlines(): JSON strings may hold other line separators unescaped.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _loads(line)
-        except ValueError as e:
-            raise DataError(f"{path}: broken JSON{_place(e, number)}.") from e
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError as e:
-        raise ValueError("nested too deeply to be preference data") from e
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """An object of JSON; Python would let the last of two equal keys win."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        key = next(k for k in keys if keys.count(k) > 1)
-        raise ValueError(f"the key {key!r} stands twice in one object, the last time with {found[key]!r:.60}")
-    return found
-
-
-def _place(e: ValueError, line: int | None = None) -> str:
-    if isinstance(e, json.JSONDecodeError):
-        return f" in line {line or e.lineno}, column {e.colno}: {e.msg}"
-    return f"{f' in line {line}' if line else ''}: {_first_line(e)}"
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KB is less than a long answer
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    done = 0  # lines of rows that are read
-    try:
-        header = list(reader.fieldnames or [])
-        if twice := sorted({name for name in header if header.count(name) > 1}):
-            raise DataError(f"{path}: the header names {', '.join(twice)} more than once.")
-        done = reader.line_num
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(
-                    f"{path}: the row that ends in line {reader.line_num} has "
-                    f"{'more' if None in row else 'fewer'} fields than the header ({', '.join(header)}). A text with "
-                    'commas or line breaks stands in double quotes, and a quote inside it is doubled ("").'
-                )
-            yield {name: _cell(text, f"{path}: line {reader.line_num}, {name}") for name, text in row.items()}
-            done = reader.line_num
-    except csv.Error as e:
+    chosen = in_split(files, folder, hub.split)
+    if not chosen:
+        splits = sorted({split_of(f.relative_to(folder)) for f in files} - {""})
+        names = ", ".join(f.relative_to(folder).as_posix() for f in files)[:300]
         raise DataError(
-            f"{path}: broken CSV in the row that begins in line {done + 1}: {_first_line(e)}. A quote inside a quoted "
-            'text is doubled ("").'
-        ) from e
+            f"{_title(hub)} has no file of that split on ModelScope. Set data.hub.split"
+            f"{f' to {chr(32).join(splits)}' if splits else ''}, or to a word of a file's name: {names}."
+        )
+    return chosen
 
 
-def _cell(text: str, where: str) -> Any:
-    """A cell holds messages as JSON, or as Python's own notation, which pandas writes; any other text is text."""
-    if PYTHON_LIST.match(text):
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as e:
-            raise DataError(
-                f"{where}: looks like messages in Python's notation, but cannot be read as such. Save the data as "
-                ".jsonl or .parquet instead."
-            ) from e
-    if text.lstrip()[:1] not in ("[", "{"):
-        return text
-    try:
-        value = _loads(text)
-    except ValueError:
-        return text
-    items = value if isinstance(value, list) else [value]
-    chat = items and all(
-        isinstance(x, dict) and ({"role", "content"} <= x.keys() or {"from", "value"} <= x.keys()) for x in items
+def _modelscope_folder(hub: HubData) -> Path:
+    """The dataset's files as they are on ModelScope now; as they were where it does not answer."""
+    if find_spec("modelscope_hub") is None:
+        raise DataError(
+            'data.hub.where=modelscope needs the package modelscope_hub: pip install "dpo_lab[hubs]". Or use '
+            "data.hub.where=hf."
+        )
+    import requests
+    from modelscope_hub import HubApi  # pyright: ignore[reportMissingImports]
+    from modelscope_hub.config import HubConfig  # pyright: ignore[reportMissingImports]
+    from modelscope_hub.errors import (  # pyright: ignore[reportMissingImports]
+        APIError,
+        AuthenticationError,
+        CacheNotFound,
+        InvalidParameter,
+        NotExistError,
+        PermissionDeniedError,
     )
-    return value if chat else text
 
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
+    owner, _, name = hub.name.partition("/")
+    if not owner or not name or "/" in name or any(c.isspace() for c in hub.name):
+        raise DataError(
+            f"{hub.name!r} is no name of a dataset on ModelScope (OWNER/NAME). For files use data=file data.path=FILE."
+        )
+    api = HubApi()
     try:
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as e:
-        raise DataError(f"{path}: not a readable Parquet file: {_first_line(e)}. Get or write it again.") from e
+        requests.head(str(HubConfig().endpoint), timeout=HUB_SECONDS)  # the client itself asks a silent hub for minutes
+        return Path(api.download_repo(hub.name, "dataset", allow_patterns=PATTERNS))
+    except (AuthenticationError, PermissionDeniedError) as e:
+        raise DataError(
+            f"ModelScope does not give {hub.name} to this user: accept its terms at "
+            f"https://modelscope.cn/datasets/{hub.name} and run 'modelscope login', or set MODELSCOPE_API_TOKEN."
+        ) from e
+    except (NotExistError, InvalidParameter) as e:
+        raise DataError(
+            f"There is no dataset {hub.name!r} on ModelScope (or it is private, or no longer there). Check data.hub.name."
+        ) from e
+    except APIError as e:
+        _unreachable(hub, e)
+    except Exception as e:  # whatever a network does
+        reason = e
+    try:
+        folder = Path(api.download_repo(hub.name, "dataset", local_files_only=True))
+    except (CacheNotFound, OSError):
+        _unreachable(hub, reason)
+    if any(folder.rglob("*.incomplete")):
+        _unreachable(hub, reason)
+    log.info("ModelScope does not answer: %s is read as it was when it was last fetched", hub.name)
+    return folder
 
 
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "text", bool: "true or false", type(None): "null", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
+def _unreachable(hub: HubData, e: BaseException) -> NoReturn:
+    raise DataError(
+        f"{_title(hub)} is not on this machine and could not be fetched from ModelScope: {_first_line(e)[:200]}. Check "
+        "data.hub and the network; offline, download it elsewhere and use data=file data.path=FILE."
+    ) from e
 
 
 def _first_line(e: BaseException) -> str:

@@ -1,9 +1,10 @@
 """How messages become text and token ids: one template for training, samples and chat, saved with the result."""
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
@@ -11,6 +12,11 @@ from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Template as TemplateConfig
 from dpo_lab.data.types import Message
 from dpo_lab.runtime.errors import ConfigError, DataError, ModelError
+from dpo_lab.runtime.files import digest
+
+Tools = Sequence[dict[str, Any]]  # functions that the model may call, as JSON schemas
+Talk = tuple[Sequence[Message], Tools]
+Made = TypeVar("Made")
 
 JINJA = Path(__file__).parent / "jinja"
 # Tokens that a template by name writes as its own: a tokenizer that splits them has not been trained with them.
@@ -27,6 +33,8 @@ NEEDS = {
 }
 ANY_TOKENIZER = ("alpaca", "vicuna", "zephyr", "default")
 PROBE = "\u2042text\u2042"  # stands for a text when a template is asked what it puts around one
+# What a template's code may raise: jinja2's own, or Python's for a message of another shape than it expects.
+FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, RecursionError)
 
 
 def load_template(tokenizer: Any, config: TemplateConfig) -> "Template":
@@ -51,8 +59,9 @@ class Refusal(DataError):
 class Template:
     """A tokenizer with the chat template of the run.
 
-    Names of special tokens within messages and answers are text: data cannot end a turn or begin one. Only at the
-    very end of an answer they are taken for the end of turn, which stands there once.
+    Names of special tokens within messages, tools and answers are text: data cannot end a turn or begin one. Only at
+    the very end of an answer they are taken for the end of turn, which stands there once. It can be pickled, for
+    worker processes.
 
     Args:
         tokenizer: of the model; its chat template is replaced.
@@ -69,6 +78,7 @@ class Template:
         self, tokenizer: Any, name: str, *, path: Path | None = None, enable_thinking: bool | None = None
     ) -> None:
         self.tokenizer, self.name = tokenizer, name
+        self._fast, self._identity = _plain_fast(tokenizer), ""
         if name in NEEDS:
             self._check_known(name)
         tokenizer.chat_template = self._text(name, path)
@@ -78,39 +88,67 @@ class Template:
         special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
         self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or r"(?!)")
         self._ends = {i for i, token in added.items() if token.content.strip()} | set(tokenizer.all_special_ids)
+        first, *later = self.encode(["x", "\n", "\nx"])
+        self._spaced = later[1] != later[0] + first
         self._learn()
 
-    def render(self, messages: Iterable[Message], *, answer: str | None = None) -> str:
+    def render(self, messages: Sequence[Message], *, answer: str | None = None, tools: Tools = ()) -> str:
         """The prompt as text, up to where the answer begins; with `answer`, the whole conversation.
 
         Raises:
-            Refusal: the template does not take these messages.
+            Refusal: the template does not take these messages, or leaves out tools, their calls or their results.
         """
-        turns: list[Any] = [dict(m) for m in messages]
-        if answer is not None:
-            turns.append({"role": "assistant", "content": answer})
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as e:
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise Refusal(reason.rstrip("."), ", ".join(m["role"] for m in turns)) from e
+        turns = [*messages] if answer is None else [*messages, Message(role="assistant", content=answer)]
+        text = self._render(turns, tools, ask=answer is None)
+        for what, fewer in _without_tools(turns, tools):
+            try:
+                left_out = self._render(*fewer, ask=answer is None) == text
+            except Refusal:
+                continue
+            if left_out:
+                raise Refusal(f"it does not write {what}", _roles(turns))
+        return text
 
     def encode(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of texts in which the names of special tokens are these tokens (`special`) or mere text."""
         if not texts:
             return []
-        ids = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=not special, verbose=False)
-        return ids["input_ids"]
+        if not self._fast:
+            ids = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=not special, verbose=False)
+            return ids["input_ids"]
+        backend = self._backend()
+        backend.encode_special_tokens = not special
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def prompt_ids(self, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[Sequence[Message]], tools: Sequence[Tools] | None = None) -> list[list[int]]:
         """Token ids of prompts, up to where the answer begins: what inference starts from.
+
+        Args:
+            prompts: conversations that end before the answer.
+            tools: for each prompt the functions that the model may call; None if no prompt has any.
 
         Raises:
             Refusal: the template does not take one of them.
         """
-        plain = [i for i, messages in enumerate(prompts) if not any(self.holds_special(m["content"]) for m in messages)]
-        ids = dict(zip(plain, self.encode([self.render(prompts[i]) for i in plain]), strict=True))
-        return [ids[i] if i in ids else self._guarded_ids(messages) for i, messages in enumerate(prompts)]
+        found = self.try_prompt_ids(prompts, tools)
+        for ids in found:
+            if isinstance(ids, Refusal):
+                raise ids
+        return [ids for ids in found if not isinstance(ids, Refusal)]
+
+    def try_prompt_ids(
+        self, prompts: Sequence[Sequence[Message]], tools: Sequence[Tools] | None = None
+    ) -> list[list[int] | Refusal]:
+        """As `prompt_ids`, with the refusal in the place of a prompt that the template does not take."""
+        talks: list[Talk] = list(zip(prompts, [()] * len(prompts) if tools is None else tools, strict=True))
+        named = [self._names_special(*talk) for talk in talks]
+        texts = self._texts([talk for talk, is_named in zip(talks, named, strict=True) if not is_named])
+        ids = iter(self.encode([text for text in texts if isinstance(text, str)]))
+        plain = iter([text if isinstance(text, Refusal) else next(ids) for text in texts])
+        return [
+            _or_refusal(self._guarded_ids, *talk) if is_named else next(plain)
+            for talk, is_named in zip(talks, named, strict=True)
+        ]
 
     def answer_ids(self, answers: list[str]) -> list[list[int]]:
         """Token ids of answers with their end of turn, as they stand after a prompt.
@@ -124,27 +162,88 @@ class Template:
         bodies = self.encode([self._tail + text for text in texts], special=False)
         for i, body in enumerate(bodies):
             melted = body[: len(skip)] != skip
-            bodies[i] = self.encode([texts[i]], special=False)[0] if melted else body[len(skip) :]
+            bodies[i] = self._inside(texts[i], special=False) if melted else body[len(skip) :]
         return [self._fixed + body + self.end_of_turn for body in bodies]
 
     def holds_special(self, text: str) -> bool:
         """Whether a text names one of the tokenizer's special tokens."""
         return self._special.search(text) is not None
 
-    def _guarded_ids(self, messages: Sequence[Message]) -> list[int]:
+    def identity(self) -> str:
+        """A hash of all that decides the ids: template, switches, tokenizer; the same in every process."""
+        if not self._identity:
+            special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
+            self._identity = digest(self.tokenizer.chat_template, special, *self._vocabulary())
+        return self._identity
+
+    def _vocabulary(self) -> list[str | bytes]:
+        """What the tokenizer is made of."""
+        if hasattr(self.tokenizer, "backend_tokenizer"):
+            return [self._backend().to_str()]
+        file = getattr(self.tokenizer, "vocab_file", None)
+        content = Path(file).read_bytes() if file and Path(file).is_file() else b""
+        vocab = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return [type(self.tokenizer).__name__, vocab, str(self.tokenizer.added_tokens_decoder), content]
+
+    def _backend(self) -> Any:
+        """The tokenizer proper, without the padding and cutting that an earlier call may have left on it."""
+        backend = self.tokenizer.backend_tokenizer
+        if backend.padding is not None:
+            backend.no_padding()
+        if backend.truncation is not None:
+            backend.no_truncation()
+        return backend
+
+    def _render(self, turns: Sequence[Message], tools: Tools, *, ask: bool) -> str:
+        """The template's text, with the generation prompt if it is to `ask`."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=ask
+            )
+        except FAULTS as e:
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise Refusal(reason.rstrip("."), _roles(turns)) from e
+
+    def _texts(self, talks: list[Talk]) -> list[str | Refusal]:
+        """The text of each prompt, or why there is none; in one call where nothing needs a closer look."""
+        prompts = [messages for messages, _ in talks]
+        if prompts and all(prompts) and not any(_has_tools(*talk) for talk in talks):
+            try:
+                return self.tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
+            except FAULTS:
+                pass  # one of them is refused; the single calls say which
+        return [_or_refusal(lambda messages, tools: self.render(messages, tools=tools), *talk) for talk in talks]
+
+    def _names_special(self, messages: Sequence[Message], tools: Tools) -> bool:
+        if any(self.holds_special(m["content"]) for m in messages):
+            return True
+        return _has_tools(messages, tools) and any(self.holds_special(text) for text in _strings([messages, tools]))
+
+    def _guarded_ids(self, messages: Sequence[Message], tools: Tools) -> list[int]:
         """Names of special tokens stand aside while the template writes its own."""
         found: list[str] = []
+        data = "".join(_strings([messages, tools]))
+        mark = next(chr(c) for c in range(0xE000, 0x10FFFE) if chr(c) not in data)
 
         def aside(match: re.Match[str]) -> str:
             found.append(match.group())
-            return f"\ue000{len(found) - 1}\ue001"
+            return f"{mark}{len(found) - 1}{mark}"
 
-        guarded = [Message(role=m["role"], content=self._special.sub(aside, m["content"])) for m in messages]
-        ids: list[int] = []
-        for i, piece in enumerate(re.split("\ue000([0-9]+)\ue001", self.render(guarded))):
-            own = i % 2 == 0 or int(piece) >= len(found)
-            ids += self.encode([piece if own else found[int(piece)]], special=own)[0]
+        guarded = _mapped([messages, tools], lambda text: self._special.sub(aside, text))
+        pieces = re.split(f"{mark}([0-9]+){mark}", self.render(guarded[0], tools=guarded[1]))
+        ids = self.encode(pieces[:1])[0]
+        for i, piece in enumerate(pieces[1:], 1):
+            ids += self._inside(found[int(piece)], special=False) if i % 2 else self._inside(piece, special=True)
         return ids
+
+    def _inside(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text that goes on with another: without the space that a tokenizer may begin texts with."""
+        for before in ("\n", ".", "x") if self._spaced else ():
+            skip = self.encode([before])[0]
+            ids = self.encode([before + text], special=special)[0]
+            if ids[: len(skip)] == skip:
+                return ids[len(skip) :]
+        return self.encode([text], special=special)[0]
 
     def _bare(self, answer: str) -> str:
         """The answer as the template writes it, without an end of turn that it may bring along."""
@@ -242,3 +341,65 @@ class Template:
 def _default(name: str, value: str) -> str:
     """Jinja that sets a variable unless the caller does."""
     return f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
+
+
+def _roles(turns: Iterable[Message]) -> str:
+    return ", ".join(m["role"] for m in turns)
+
+
+def _has_tools(messages: Sequence[Message], tools: Tools) -> bool:
+    """Whether a conversation is more than roles and texts."""
+    return bool(tools) or any(len(m) > 2 or m["role"] == "tool" for m in messages)
+
+
+def _without_tools(turns: Sequence[Message], tools: Tools) -> Iterator[tuple[str, Talk]]:
+    """What a conversation has of tools, and the conversation without it: they must not read the same."""
+    if tools:
+        yield "tools", (turns, ())
+    if any(m.get("tool_calls") for m in turns):
+        yield "calls of tools", ([{k: v for k, v in m.items() if k != "tool_calls"} for m in turns], tools)  # type: ignore[misc]
+    if any(m["role"] == "tool" for m in turns):
+        yield "results of tools", ([{**m, "content": PROBE} if m["role"] == "tool" else m for m in turns], tools)
+
+
+def _or_refusal(
+    make: Callable[[Sequence[Message], Tools], Made], messages: Sequence[Message], tools: Tools
+) -> Made | Refusal:
+    try:
+        return make(messages, tools)
+    except Refusal as e:
+        return e
+    except RecursionError:
+        return Refusal("it is nested too deeply", _roles(messages))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string within lists and dicts, names of fields included, in any order."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            left += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            left += part
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of lists and dicts with every string changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_mapped(key, change): _mapped(part, change) for key, part in value.items()}
+    return [_mapped(part, change) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _plain_fast(tokenizer: Any) -> bool:
+    """Whether its Rust part alone decides the ids: no class of its own changes what goes in or comes out."""
+    from transformers import PreTrainedTokenizerFast
+
+    return isinstance(tokenizer, PreTrainedTokenizerFast) and all(
+        getattr(type(tokenizer), name) is getattr(PreTrainedTokenizerFast, name)
+        for name in ("__call__", "_encode_plus")
+    )

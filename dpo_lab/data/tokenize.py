@@ -1,7 +1,8 @@
 """Pairs -> token ids, exactly as the model will meet them, and what was dropped or cut on the way."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from dpo_lab.data.templates import Refusal, Template
@@ -10,21 +11,94 @@ from dpo_lab.data.types import Counts, Example, Message, Pair
 log = logging.getLogger(__name__)
 CHUNK = 256  # pairs tokenised at a time
 
-PromptKey = tuple[tuple[str, str], ...]
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a pair: an example, or the reason why it was left out.
+
+    Attributes:
+        cuts: what was cut.
+        named: it holds names of special tokens as text.
+    """
+
+    pair: Pair
+    example: Example | None
+    dropped: str | None = None
+    cuts: tuple[str, ...] = ()
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Pairs -> token ids. ids = render(prompt with generation prompt) + answer + end of turn: what inference sees.
+
+    Attributes:
+        template: tokenizer and chat template.
+        max_length: bound on the tokens of the prompt plus each answer.
+        truncation: drop, cut_prompt, cut_answer or cut_both.
+    """
+
+    template: Template
+    max_length: int
+    truncation: str
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """The outcome of each pair, in order."""
+        faults = [_fault(pair) for pair in pairs]
+        encoded = iter(self._encode([pair for pair, fault in zip(pairs, faults, strict=True) if fault is None]))
+        return [
+            Outcome(pair, None, fault) if fault else next(encoded) for pair, fault in zip(pairs, faults, strict=True)
+        ]
+
+    def _encode(self, pairs: list[Pair]) -> Iterator[Outcome]:
+        if not pairs:
+            return
+        template = self.template
+        prompts = template.try_prompt_ids([p.prompt for p in pairs], [p.tools for p in pairs])
+        answers = template.answer_ids([text for p in pairs for text in (p.chosen, p.rejected)] + [""])
+        empty = answers.pop()
+        for i, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True)):
+            chosen, rejected = answers[2 * i], answers[2 * i + 1]
+            named = template.holds_special(
+                "\n".join((pair.chosen, pair.rejected, *(m["content"] for m in pair.prompt)))
+            )
+            if isinstance(prompt, Refusal):
+                yield Outcome(pair, None, f"refused by the chat template: {prompt.reason}", named=named)
+            elif empty in (chosen, rejected):
+                yield Outcome(pair, None, "empty answer", named=named)
+            elif chosen == rejected:
+                yield Outcome(pair, None, "identical answers", named=named)
+            else:
+                yield self._fit(Example(prompt, chosen, rejected, pair), named)
+
+    def _fit(self, example: Example, named: bool) -> Outcome:
+        """The example within `max_length`, or why it must be dropped.
+
+        An answer that is cut has no end of turn: it does not end there.
+        """
+        cuts: list[str] = []
+        pair, room = example.pair, self.max_length
+        if self.truncation in ("cut_prompt", "cut_both") and _too_long(example, room):
+            shorter = _cut_prompt(example, self.template, room, answers_too=self.truncation == "cut_both")
+            cuts += ["prompts cut"] if shorter is not example else []
+            example = shorter
+        if len(example.prompt_ids) >= room:
+            return Outcome(pair, None, "prompt longer than data.max_length", named=named)
+        if self.truncation in ("cut_answer", "cut_both") and _too_long(example, room):
+            left = room - len(example.prompt_ids)
+            cuts.append("answers cut")
+            example = Example(example.prompt_ids, example.chosen_ids[:left], example.rejected_ids[:left], pair)
+            if example.chosen_ids == example.rejected_ids:
+                return Outcome(pair, None, "identical answers after cutting", named=named)
+        if _too_long(example, room):
+            return Outcome(pair, None, "prompt and answer longer than data.max_length", named=named)
+        return Outcome(pair, example, cuts=tuple(cuts), named=named)
 
 
 def tokenize(
-    pairs: list[Pair],
-    template: Template,
-    *,
-    max_length: int,
-    truncation: str,
-    limit: int | None,
-    heldout: Collection[PromptKey] = (),
+    pairs: Iterable[Pair], template: Template, *, max_length: int, truncation: str, limit: int | None
 ) -> tuple[list[Example], Counts]:
-    """The examples that fit, in order, and what became of the others.
-
-    ids = render(prompt with generation prompt) + answer + end of turn, so that training sees what inference sees.
+    """The examples that fit, in order and in memory, and what became of the others.
 
     Args:
         pairs: in the order of their source.
@@ -32,99 +106,35 @@ def tokenize(
         max_length: bound on the tokens of the prompt plus each answer.
         truncation: drop, cut_prompt, cut_answer or cut_both.
         limit: stop when so many are kept, and count nothing beyond; None keeps all.
-        heldout: prompts that must not be trained on.
     """
-    counts, examples = Counts(), []
-    sound = _sound(pairs, heldout, counts)
-    named: list[int] = []
-    while chunk := list(islice(sound, CHUNK if limit is None else min(CHUNK, limit - len(examples)))):
-        named += [p.row for p in chunk if _names_special(p, template)]
-        for example in _encode(chunk, template, counts):
-            fitted = fit(example, template, counts, max_length=max_length, truncation=truncation)
-            if fitted is not None:
-                examples.append(fitted)
-    counts.kept = len(examples)
-    if named:
-        log.warning(
-            "%d pairs, first row %d, hold names of special tokens such as those of a chat template. They are read as "
-            "text; if the data was written with a template, give it without.",
-            *(len(named), named[0]),
-        )
+    encoder, counts, examples, source = Encoder(template, max_length, truncation), Counts(), [], iter(pairs)
+    while limit is None or len(examples) < limit:
+        chunk = list(islice(source, CHUNK if limit is None else min(CHUNK, limit - len(examples))))
+        if not chunk:
+            break
+        for outcome in encoder(chunk):
+            counts.add(outcome.pair.row, outcome.dropped, outcome.cuts, outcome.named)
+            examples += [outcome.example] if outcome.example else []
     return examples, counts
 
 
-def fit(example: Example, template: Template, counts: Counts, *, max_length: int, truncation: str) -> Example | None:
-    """The example within `max_length`, or None where it must be dropped; counted either way.
-
-    An answer that is cut has no end of turn: it does not end there.
-    """
-    row, cuts = example.pair.row, []
-    if truncation in ("cut_prompt", "cut_both") and _too_long(example, max_length):
-        shorter = _cut_prompt(example, template, max_length, answers_too=truncation == "cut_both")
-        cuts += ["prompts cut"] if shorter is not example else []
-        example = shorter
-    if len(example.prompt_ids) >= max_length:
-        counts.drop("prompt longer than data.max_length", row)
-        return None
-    if truncation in ("cut_answer", "cut_both") and _too_long(example, max_length):
-        room = max_length - len(example.prompt_ids)
-        cuts.append("answers cut")
-        example = Example(example.prompt_ids, example.chosen_ids[:room], example.rejected_ids[:room], example.pair)
-        if example.chosen_ids == example.rejected_ids:
-            counts.drop("identical answers after cutting", row)
-            return None
-    if _too_long(example, max_length):
-        counts.drop("prompt and answer longer than data.max_length", row)
-        return None
-    for what in cuts:
-        counts.cut[what] = counts.cut.get(what, 0) + 1
-        counts.first_row.setdefault(what, row)
-    return example
+def warn_of_names(counts: Counts) -> None:
+    """Say that texts hold names of special tokens, where some do."""
+    if counts.named:
+        log.warning(
+            "%d pairs, first row %d, hold names of special tokens such as those of a chat template. They are read as "
+            "text; if the data was written with a template, give it without.",
+            *(counts.named, counts.first_named),
+        )
 
 
-def _sound(pairs: list[Pair], heldout: Collection[PromptKey], counts: Counts) -> Iterator[Pair]:
-    for pair in pairs:
-        if not pair.prompt[-1]["content"].strip():
-            counts.drop("empty prompt", pair.row)
-        elif not pair.chosen.strip() or not pair.rejected.strip():
-            counts.drop("empty answer", pair.row)
-        elif pair.chosen == pair.rejected:
-            counts.drop("identical answers", pair.row)
-        elif heldout and pair.prompt_key() in heldout:
-            counts.drop("prompt is held out", pair.row)
-        else:
-            yield pair
-
-
-def _encode(pairs: list[Pair], template: Template, counts: Counts) -> Iterator[Example]:
-    chosen = template.answer_ids([p.chosen for p in pairs])
-    rejected = template.answer_ids([p.rejected for p in pairs])
-    prompts = _prompt_ids(pairs, template)
-    empty = template.answer_ids([""])[0]
-    for pair, prompt, good, bad in zip(pairs, prompts, chosen, rejected, strict=True):
-        if isinstance(prompt, Refusal):
-            counts.drop(f"refused by the chat template: {prompt.reason}", pair.row)
-        elif empty in (good, bad):
-            counts.drop("empty answer", pair.row)
-        elif good == bad:
-            counts.drop("identical answers", pair.row)
-        else:
-            yield Example(prompt, good, bad, pair)
-
-
-def _prompt_ids(pairs: list[Pair], template: Template) -> list[list[int] | Refusal]:
-    try:
-        return [*template.prompt_ids([p.prompt for p in pairs])]
-    except Refusal as e:
-        if len(pairs) == 1:
-            return [e]
-    return [ids for pair in pairs for ids in _prompt_ids([pair], template)]
-
-
-def _names_special(pair: Pair, template: Template) -> bool:
-    return any(
-        template.holds_special(text) for text in (pair.chosen, pair.rejected, *(m["content"] for m in pair.prompt))
-    )
+def _fault(pair: Pair) -> str | None:
+    """Why a pair need not be tokenised."""
+    if not pair.prompt[-1]["content"].strip():
+        return "empty prompt"
+    if not pair.chosen.strip() or not pair.rejected.strip():
+        return "empty answer"
+    return "identical answers" if pair.chosen == pair.rejected else None
 
 
 def _too_long(example: Example, max_length: int) -> bool:
@@ -143,7 +153,7 @@ def _cut_prompt(example: Example, template: Template, max_length: int, *, answer
     for start in range(1, len(turns)):
         if turns[start]["role"] != "user":
             continue
-        ids = template.prompt_ids([[*system, *turns[start:]]])[0]
+        ids = template.prompt_ids([[*system, *turns[start:]]], [example.pair.tools])[0]
         best = Example(ids, example.chosen_ids, example.rejected_ids, example.pair)
         if not _too_long(best, max_length) or (answers_too and len(ids) <= max_length // 2):
             break

@@ -1,14 +1,22 @@
 """What preference data is, before and after tokenisation."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
+
+from dpo_lab.runtime.errors import DataError
+
+Row = dict[str, Any]
+OnBad = Callable[[DataError], None]  # takes what is wrong with a row that is left out
 
 
 class Message(TypedDict):
-    """One turn of a conversation; role is system, user or assistant (or tool)."""
+    """One turn of a conversation."""
 
-    role: str
+    role: str  # system, user, assistant or tool
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]  # of the assistant: [{"type": "function", "function": {...}}]
+    name: NotRequired[str]  # of the tool whose result this is
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,20 @@ class Pair:
     chosen: str
     rejected: str
     row: int  # where it stands in its source, from 1
+    source: str = ""  # the file or the dataset
+    tools: tuple[dict[str, Any], ...] = ()  # functions that the model may call, as JSON schemas
 
-    def prompt_key(self) -> tuple[tuple[str, str], ...]:
-        """The prompt as something hashable."""
-        return tuple((m["role"], m["content"]) for m in self.prompt)
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a source become pairs."""
+
+    format: str = "auto"  # a name in formats.FORMATS, or auto
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])  # our name -> the source's
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])  # LLaMA-Factory's role_tag, user_tag, ...
+    ranking: str = "all"  # all | best_worst | adjacent: which pairs k ranked answers make
+    min_margin: float = 0.0  # least difference of the scores of two answers that make a pair
+    mixed: bool = False  # one of several sources, for which not every option need have an effect
 
 
 @dataclass(frozen=True)
@@ -48,11 +66,26 @@ class Counts:
     dropped: dict[str, int] = field(default_factory=dict[str, int])
     cut: dict[str, int] = field(default_factory=dict[str, int])
     first_row: dict[str, int] = field(default_factory=dict[str, int])  # where each reason first occurred
+    named: int = 0  # pairs whose texts hold names of special tokens
+    first_named: int = 0
 
-    def drop(self, reason: str, row: int) -> None:
-        """Count a pair that is left out."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    def drop(self, reason: str, row: int, n: int = 1) -> None:
+        """Count pairs that are left out."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + n
         self.first_row.setdefault(reason, row)
+
+    def add(self, row: int, dropped: str | None, cuts: Iterable[str] = (), named: bool = False) -> None:
+        """Count one pair: what was cut of it, or why it was left out."""
+        if named:
+            self.first_named = self.first_named or row
+            self.named += 1
+        if dropped is not None:
+            self.drop(dropped, row)
+            return
+        self.kept += 1
+        for what in cuts:
+            self.cut[what] = self.cut.get(what, 0) + 1
+            self.first_row.setdefault(what, row)
 
     def __str__(self) -> str:
         parts = [f"{self.kept} kept"]

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 Snapshot = Callable[[list[str], bool], Path]
 
 
-def from_hub(name: str, model: Model, whole: Callable[[Path], None], say: Say) -> Path:
+def from_hub(name: str, model: Model, whole: Callable[[Path], None], say: Say, *, weights: bool = True) -> Path:
     """The folder with a hub's model, fetched if it is not on this machine.
 
     Args:
@@ -25,15 +25,16 @@ def from_hub(name: str, model: Model, whole: Callable[[Path], None], say: Say) -
         model: the hub, and the revision.
         whole: raises a ModelError where files are missing or damaged.
         say: told what takes time.
+        weights: false fetches configuration and tokenizer alone.
 
     Raises:
         ModelError: the hub does not know it, does not give it, or cannot be reached.
     """
     fetch = {"hf": _hf, "modelscope": _modelscope, "openmind": _openmind}[model.hub]
-    return fetch(name, model, whole, say)
+    return fetch(name, model, whole, say, weights)
 
 
-def _hf(name: str, model: Model, whole: Callable[[Path], None], say: Say) -> Path:
+def _hf(name: str, model: Model, whole: Callable[[Path], None], say: Say, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -54,13 +55,13 @@ def _hf(name: str, model: Model, whole: Callable[[Path], None], say: Say) -> Pat
             )
         )
 
-    if (folder := _on_this_machine(snapshot, model, whole)) is not None:
+    if (folder := _on_this_machine(snapshot, model, whole, weights)) is not None:
         return folder
     say(f"fetching {name} from the hub")
     try:
         # First a question with a time limit: snapshot_download's own has none, and a silent hub would hang it.
         HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
-        return _files(snapshot, model, local=False)
+        return _files(snapshot, model, weights, local=False)
     except GatedRepoError as e:
         raise ModelError(
             f"{name} is gated on the hub: accept its terms at https://huggingface.co/{name} and run 'hf auth login'."
@@ -78,7 +79,7 @@ def _hf(name: str, model: Model, whole: Callable[[Path], None], say: Say) -> Pat
         raise _unreachable(name, model, cause) from e
 
 
-def _modelscope(name: str, model: Model, whole: Callable[[Path], None], say: Say) -> Path:
+def _modelscope(name: str, model: Model, whole: Callable[[Path], None], say: Say, weights: bool) -> Path:
     _needs("modelscope_hub", model)
     import requests
     from modelscope_hub import HubApi  # pyright: ignore[reportMissingImports]
@@ -105,12 +106,12 @@ def _modelscope(name: str, model: Model, whole: Callable[[Path], None], say: Say
         )
 
     _check_name(name, model)
-    if (folder := _on_this_machine(snapshot, model, whole)) is not None:
+    if (folder := _on_this_machine(snapshot, model, whole, weights)) is not None:
         return folder
     say(f"fetching {name} from ModelScope")
     try:
         requests.head(str(HubConfig().endpoint), timeout=HUB_SECONDS)  # the client itself asks a silent hub for minutes
-        return _files(snapshot, model, local=False)
+        return _files(snapshot, model, weights, local=False)
     except (AuthenticationError, PermissionDeniedError) as e:
         raise ModelError(
             f"ModelScope does not give {name} to this user: accept its terms at https://modelscope.cn/models/{name} and "
@@ -122,7 +123,7 @@ def _modelscope(name: str, model: Model, whole: Callable[[Path], None], say: Say
         raise _unreachable(name, model, e) from e
 
 
-def _openmind(name: str, model: Model, whole: Callable[[Path], None], say: Say) -> Path:
+def _openmind(name: str, model: Model, whole: Callable[[Path], None], say: Say, weights: bool) -> Path:
     _needs("openmind_hub", model)
     try:
         import openmind_hub  # pyright: ignore[reportMissingImports]
@@ -139,14 +140,14 @@ def _openmind(name: str, model: Model, whole: Callable[[Path], None], say: Say) 
         )
 
     _check_name(name, model)
-    if (folder := _on_this_machine(snapshot, model, whole)) is not None:
+    if (folder := _on_this_machine(snapshot, model, whole, weights)) is not None:
         return folder
     say(f"fetching {name} from openMind")
     try:
         openmind_hub.model_info(
             name, revision=model.revision, timeout=HUB_SECONDS
         )  # the download repeats itself for long
-        return _files(snapshot, model, local=False)
+        return _files(snapshot, model, weights, local=False)
     except openmind_hub.GatedRepoError as e:
         raise ModelError(f"{name} is gated on openMind: accept its terms at https://modelers.cn/models/{name}.") from e
     except openmind_hub.RevisionNotFoundError as e:
@@ -168,18 +169,20 @@ def _openmind_copy(name: str, revision: str | None, cache: Path) -> Path:
     return folder
 
 
-def _on_this_machine(snapshot: Snapshot, model: Model, whole: Callable[[Path], None]) -> Path | None:
+def _on_this_machine(snapshot: Snapshot, model: Model, whole: Callable[[Path], None], weights: bool) -> Path | None:
     try:
-        folder = _files(snapshot, model, local=True)
+        folder = _files(snapshot, model, weights, local=True)
         whole(folder)
         return folder
     except Exception:  # not here, or not whole; each library has its own errors for it
         return None
 
 
-def _files(snapshot: Snapshot, model: Model, *, local: bool) -> Path:
+def _files(snapshot: Snapshot, model: Model, weights: bool, *, local: bool) -> Path:
     """The folder of the hub's files; PyTorch's own format only where there are no safetensors."""
     base = [*TOKENIZER_FILES, *(["*.py"] if model.trust_remote_code else [])]
+    if not weights:
+        return snapshot(base, local)
     folder = snapshot([*base, "*.safetensors"], local)
     return folder if list(folder.glob("*.safetensors")) else snapshot([*base, "*.bin"], local)
 

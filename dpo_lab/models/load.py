@@ -16,17 +16,6 @@ from dpo_lab.preference.logps import head_of
 from dpo_lab.runtime.errors import ModelError
 
 
-def load_tokenizer(located: Located, model: Model) -> Any:
-    """The tokenizer of a model folder."""
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_loading():
-            return AutoTokenizer.from_pretrained(located.path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ModelError(f"The tokenizer in {located.path} could not be read: {_reason(e)}.") from e
-
-
 def load_model(
     located: Located,
     model: Model,

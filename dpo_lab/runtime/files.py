@@ -33,6 +33,9 @@ def atomic_produce(path: Path, produce: Callable[[Path], None]) -> None:
     except OSError as e:
         remove(temporary)
         raise write_error(path, e) from e
+    except BaseException:
+        remove(temporary)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -133,6 +136,14 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def short(path: Path) -> Path:
+    """Relative to the current folder where it lies below it."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
 
 
 def digest(*parts: str | bytes) -> str:

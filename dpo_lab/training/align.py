@@ -55,6 +55,7 @@ class Run:
         exit_code, summary = 1, {}
         try:
             show_header(self.context, parts, self.tracker, resume)
+            self._log_report(parts)
             self.metrics = MetricsFile(self.folder.metrics, resume["step"] if resume else None)
             summary = self.align(parts, resume)
             exit_code = 0
@@ -212,6 +213,16 @@ class Run:
             tree=run.tree,
             run_dir=self.folder.path,
         )
+
+    def _log_report(self, parts: Parts) -> None:
+        """What was found in the data, to the tracker."""
+        if parts.report is None:
+            return
+        findings = [[f.severity, f.check, f.message, f.fix] for f in parts.report.findings]
+        if findings:
+            self.tracker.table("doctor/findings", ["severity", "check", "message", "fix"], findings, 0)
+        numbers = [[name, value] for name, value in parts.report.numbers.items()]
+        self.tracker.table("doctor/numbers", ["number", "value"], numbers, 0)
 
     def _write_curves(self) -> None:
         """curves.html, whatever became of the run."""

@@ -8,11 +8,11 @@ import lightning
 
 from dpo_lab.config.schema import Trainer as TrainerConfig
 from dpo_lab.runtime.errors import Guarded, Interrupted
+from dpo_lab.runtime.terminal import Bar
 from dpo_lab.training.checkpoint import save_checkpoint
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
 from dpo_lab.training.module import PreferenceModule
-from dpo_lab.training.terminal import Bar
 
 COLLAPSED_STEPS = 3  # in a row, before the guard stops the run
 

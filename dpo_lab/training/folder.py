@@ -23,6 +23,7 @@ class RunFolder:
         self.eval_pairs = path / "eval_pairs.jsonl"
         self.samples = path / "samples.jsonl"
         self.facts = path / "facts.json"
+        self.doctor = path / "doctor.json"
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
         self.control = path / "control.json"
@@ -82,11 +83,3 @@ class RunFolder:
             self.write_status("failed", reason, traceback=traceback.format_exc())
         except OutputError as second:
             e.add_note(f"(status.json could not be written either: {second})")
-
-
-def short(path: Path) -> Path:
-    """Relative to the current folder where it lies below it."""
-    try:
-        return path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return path

@@ -10,24 +10,29 @@ from torch import nn
 
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
+from dpo_lab.data.doctor.findings import Report
+from dpo_lab.data.doctor.gate import check_report, examine_data
+from dpo_lab.data.doctor.page import write_page
 from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
 from dpo_lab.data.templates import Template, load_template
-from dpo_lab.models.load import load_tokenizer, rope_facts
+from dpo_lab.models.load import rope_facts
 from dpo_lab.models.lora import parameter_counts
 from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_running
+from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.preference.forward import Forward, causal_lm
 from dpo_lab.preference.ref_cache import RefCache
 from dpo_lab.preference.reference import ModelContext, Reference
 from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.facts import device_facts, git_commit, versions
+from dpo_lab.runtime.files import write_json
+from dpo_lab.runtime.terminal import Terminal
 from dpo_lab.training import references, setup
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
 from dpo_lab.training.references import Source
 from dpo_lab.training.start import Start, check_rope, find_reference, find_start
-from dpo_lab.training.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,7 @@ class Parts:
     start: Start
     template: Template
     data: Prepared
+    report: Report | None  # of the examination of the data; None where a run goes on
     precision: Precision
     accelerator: str  # cpu, gpu or mps
     devices: int  # processes that train together
@@ -96,7 +102,6 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
     config = run.config
     with run.terminal.working("loading the model") as say:
         quiet_running()
-        torch.manual_seed(config.seed)
         accelerator, device = setup.choose_device(config.trainer.accelerator, rank)
         precision = resolve_precision(config, accelerator)
         start = find_start(config, run.cache_dir, say)
@@ -107,18 +112,12 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         for there in {start.identity: start, named.identity: named}.values():
             check_rope(there, rope)
         references.check_vocabulary(config, source, template.tokenizer)
-        data = prepare(split, config.data, template)
-        optim = config.optim
-        steps = count_steps(
-            len(data.train), batch_size=optim.batch_size, epochs=optim.epochs, max_steps=optim.max_steps
-        )
-        if steps < 1:
-            raise ConfigError(
-                f"{len(data.train)} training pairs x optim.epochs={optim.epochs:g} make no step of "
-                f"optim.batch_size={optim.batch_size} pairs. Lower optim.batch_size, or raise optim.epochs."
-            )
-        log.info("data ready: %s; held out: %s", data.train_counts, data.heldout_counts)
-        say("loading the model")
+    data = prepare(split, config.data, template, run.cache_dir)  # outside the spinner: it has a bar of its own
+    steps = _count_steps(config, len(data.train))
+    log.info("data ready: %s; held out: %s", data.train_counts, data.heldout_counts)
+    report = _examined(run, data, template) if rank == 0 and microbatch is None else None
+    with run.terminal.working("loading the model"):
+        torch.manual_seed(config.seed)
         policy = setup.load_policy(config, start, precision, device)
         log.info("model loaded: %s from %s", start.located.name, start.located.path)
         run.interrupt.check()
@@ -162,6 +161,7 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         start,
         template,
         data,
+        report,
         precision,
         accelerator,
         setup.count_devices(config, accelerator),
@@ -176,6 +176,39 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         steps,
         facts,
     )
+
+
+def _count_steps(config: Config, pairs: int) -> int:
+    optim = config.optim
+    steps = count_steps(pairs, batch_size=optim.batch_size, epochs=optim.epochs, max_steps=optim.max_steps)
+    if steps < 1:
+        raise ConfigError(
+            f"{pairs} training pairs x optim.epochs={optim.epochs:g} make no step of "
+            f"optim.batch_size={optim.batch_size} pairs. Lower optim.batch_size, or raise optim.epochs."
+        )
+    return steps
+
+
+def _examined(run: RunContext, data: Prepared, template: Template) -> Report | None:
+    """What is wrong with the pairs, in the run folder too.
+
+    Raises:
+        Unfit: more than doctor.fail_on lets pass.
+    """
+    if not run.config.doctor.enabled:
+        return None
+    with run.terminal.working("examining the pairs"):
+        report = examine_data(data, run.config, template)
+    write_json(run.folder.doctor, report.to_json())
+    write_page(
+        run.folder.doctor.with_suffix(".html"),
+        title=f"Data of run {run.id}",
+        report=report,
+        items=(),
+        template=template,
+    )
+    check_report(report, run.config)
+    return report
 
 
 def _load_with(model_config: Any) -> dict[str, Any]:

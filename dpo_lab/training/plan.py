@@ -10,17 +10,17 @@ from dpo_lab.config.schema import Config
 from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
 from dpo_lab.data.templates import load_template
-from dpo_lab.data.types import Example
-from dpo_lab.models.load import load_tokenizer
+from dpo_lab.data.tokens import Examples
 from dpo_lab.models.lora import new_adapter, parameter_counts
 from dpo_lab.models.memory import peak_bytes
 from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_loading
+from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.runtime.facts import device_facts
+from dpo_lab.runtime.terminal import Terminal, duration
 from dpo_lab.training import setup
 from dpo_lab.training.references import reference_mode
 from dpo_lab.training.start import find_start
-from dpo_lab.training.terminal import Terminal, duration
 
 # Share of the measured matmul rate that training reaches on this code path (see benchmarks/results/default_run.json).
 EFFICIENCY = 0.5
@@ -33,17 +33,18 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
     with terminal.working("counting tokens") as say:
         start = find_start(config, expand(config.cache_dir), say)
         template = load_template(load_tokenizer(start.located, config.model), config.template)
-        data = prepare(split, config.data, template)
+        data = prepare(split, config.data, template, expand(config.cache_dir))
         skeleton = skeleton_policy(config, start.located.path)
     trainable, total = parameter_counts(skeleton)
     optim = config.optim
     steps = count_steps(len(data.train), batch_size=optim.batch_size, epochs=optim.epochs, max_steps=optim.max_steps)
     tokens = setup.microbatch_tokens(config, skeleton.config, precision, device)
-    tokens = max(tokens, max(2 * max(e.lengths[0] + e.lengths[1], e.lengths[0] + e.lengths[2]) for e in data.train))
+    lengths = data.train.lengths  # (N, 3)
+    tokens = max(tokens, 2 * int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max()))
     memory = peak_bytes(
         weights=weight_bytes(config, precision, total),
         trainable=trainable,
-        tokens=min(tokens, 2 * optim.batch_size * max(sum(e.lengths) for e in data.train)),
+        tokens=min(tokens, 2 * optim.batch_size * int(lengths.sum(axis=1).max())),
         per_token=setup.bytes_per_token(config.model, skeleton.config, precision, trained=config.lora.r is None),
         vocabulary=skeleton.config.get_text_config().vocab_size,
     )
@@ -136,5 +137,6 @@ def available_bytes(device: torch.device) -> int:
     return int(device_facts()["cpu"]["memory_gib"] * 2**30)
 
 
-def _tokens(examples: list[Example]) -> int:
-    return sum(2 * e.lengths[0] + e.lengths[1] + e.lengths[2] for e in examples)
+def _tokens(examples: Examples) -> int:
+    """Of two sequences a pair, prompt and answer each."""
+    return int(examples.lengths.sum() + examples.lengths[:, 0].sum())

@@ -1,6 +1,7 @@
 """The reference's log-probs before training: computed where they are not on disk, and checked against the policy."""
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -14,39 +15,47 @@ from dpo_lab.runtime.files import write_json
 from dpo_lab.training.parts import Parts, RunContext
 
 log = logging.getLogger(__name__)
+BLOCK = 4096  # pairs that are in memory at a time
+
+Place = tuple[Sequence[Example], int]
 
 
 def fill_reference(run: RunContext, parts: Parts) -> None:
     """Compute the reference's log-probs that are not on disk yet; parallel runs wait for the one that computes."""
     if parts.reference.mode != "cached":
         return
-    optim, train = run.config.optim, parts.data.train
-    if parts.steps * optim.batch_size < len(train):
-        rows = [
-            row
-            for step in range(parts.steps)
-            for row in step_pairs(step, len(train), batch_size=optim.batch_size, seed=run.config.data.seed)
-        ]
-        train = [train[row] for row in sorted(set(rows))]
-    examples = [*train, *parts.data.heldout]
-    keys = [[answer_key(e.prompt_ids, ids) for ids in (e.chosen_ids, e.rejected_ids)] for e in examples]
+    train, heldout = parts.data.train, parts.data.heldout
+    places = [(train, row) for row in _trained_on(run, parts)] + [(heldout, row) for row in range(len(heldout))]
+    keys = [[answer_key(e.prompt_ids, ids) for ids in (e.chosen_ids, e.rejected_ids)] for e in _at(places)]
     with parts.cache.filling(lambda: run.terminal.say("waiting for another run that computes the same reference")):
         for attempt in range(3):  # a damaged file may be found only by writing to it, and is then begun anew
             missing = set(parts.cache.missing(key for pair in keys for key in pair))
-            todo = [e for e, pair in zip(examples, keys, strict=True) if missing & set(pair)]
+            todo = [place for place, pair in zip(places, keys, strict=True) if missing & set(pair)]
             if not todo:
                 if attempt == 0:
-                    run.terminal.say(f"reference: all {len(examples)} pairs are in the cache")
+                    run.terminal.say(f"reference: all {len(places)} pairs are in the cache")
                 break
-            _compute(run, parts, todo, len(examples))
+            _compute(run, parts, todo, len(places))
         else:
             raise LabError(f"The reference cache in {run.cache_dir} loses what is written to it. Check the disk.")
     if parts.cache.damaged:
         run.terminal.say(f"{parts.cache.damaged} damaged entries of the reference cache were computed again")
 
 
-def _compute(run: RunContext, parts: Parts, todo: list[Example], total: int) -> None:
-    layouts = microbatches(todo, list(range(len(todo))), tokens=2 * parts.tokens)
+def _trained_on(run: RunContext, parts: Parts) -> Iterable[int]:
+    """The training pairs that the run's steps come to."""
+    n, size = len(parts.data.train), run.config.optim.batch_size
+    if parts.steps * size >= n:
+        return range(n)
+    steps = (step_pairs(step, n, batch_size=size, seed=run.config.data.seed) for step in range(parts.steps))
+    return sorted({row for rows in steps for row in rows})
+
+
+def _at(places: Sequence[Place]) -> Iterator[Example]:
+    return (examples[row] for examples, row in places)
+
+
+def _compute(run: RunContext, parts: Parts, todo: Sequence[Place], total: int) -> None:
     with run.terminal.progress("reference", total, total - len(todo), unit="pairs") as bar:
 
         def on_batch(n: int) -> None:
@@ -54,7 +63,10 @@ def _compute(run: RunContext, parts: Parts, todo: list[Example], total: int) -> 
             run.interrupt.check()
 
         source = parts.source
-        fill_cache(parts.cache, layouts, parts.ref_model, source.forward, device=source.device, on_batch=on_batch)
+        for start in range(0, len(todo), BLOCK):
+            block = [*_at(todo[start : start + BLOCK])]
+            layouts = microbatches(block, list(range(len(block))), tokens=2 * parts.tokens)
+            fill_cache(parts.cache, layouts, parts.ref_model, source.forward, device=source.device, on_batch=on_batch)
 
 
 def check_agreement(run: RunContext, parts: Parts) -> None:

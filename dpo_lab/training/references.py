@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config, Quant
-from dpo_lab.models.load import load_model, load_tokenizer, rope_facts
+from dpo_lab.models.load import load_model, rope_facts
 from dpo_lab.models.lora import attached_adapter
 from dpo_lab.models.precision import Precision
+from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.ref_cache import RefCache
 from dpo_lab.preference.reference import (

@@ -1,14 +1,13 @@
 """What a run says of itself: the facts before, the results after."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from dpo_lab.runtime.files import read_json, read_jsonl
+from dpo_lab.data.gather import title
+from dpo_lab.runtime.files import read_json, read_jsonl, short
 from dpo_lab.training.checkpoint import last_step
-from dpo_lab.training.folder import short
 from dpo_lab.training.parts import Parts, RunContext
 from dpo_lab.training.trackers import Tracker
 
@@ -42,8 +41,9 @@ def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[st
         "model": f"{model}, {parts.precision} on {parts.device.type} ({threads})",
         "trained": f"{adapter}{facts['trainable_parameters']:,} of {facts['parameters']:,} parameters ({share:.1%})",
         "reference": _reference(parts),
-        "data": f"{_data_name(run)} ({parts.data.format}): {parts.data.train_counts}; {split}"
+        "data": f"{title(config.data)} ({parts.data.format}): {parts.data.train_counts}; {split}"
         + (f" ({parts.data.heldout_counts})" if parts.data.heldout_counts.dropped else ""),
+        **_doctor(run, parts),
         "loss": f"{loss.target.rsplit('.', 1)[-1]}{beta}, log-probs {'summed' if loss.average == 'sum' else 'averaged'}"
         f" over tokens{_modifiers(run)}; template {config.template.name}",
         "steps": f"{parts.steps} of {optim.batch_size} pairs; lr {optim.lr:g}, {optim.schedule}, "
@@ -54,6 +54,17 @@ def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[st
     run.terminal.header(f"dpo_lab  run {run.id}", rows)
     if resume is not None:
         run.terminal.say(f"going on from step {resume['step']} of {parts.steps}")
+
+
+def _doctor(run: RunContext, parts: Parts) -> dict[str, str]:
+    """What was found in the data: the findings that the reader should act on."""
+    report = parts.report
+    if report is None:
+        return {}
+    told = [f"{f.severity}: {f.message}" for f in report.findings if f.severity != "info"]
+    more = f"\n({len(told) - 3} more)" if len(told) > 3 else ""
+    page = short(run.folder.doctor.with_suffix(".html"))
+    return {"doctor": "\n".join([report.summary(), *told[:3]]) + f"{more}\n{page}"}
 
 
 def show_footer(
@@ -140,8 +151,3 @@ def _reference(parts: Parts) -> str:
         )
     note = "" if reference.model else " (not in memory, so no val/kl: reference.mode=frozen has it)"
     return f"{parts.source.what}, {reference.mode}{note}"
-
-
-def _data_name(run: RunContext) -> str:
-    data = run.config.data
-    return Path(data.path.removeprefix("pkg://")).name if data.path else data.hub.name if data.hub else "data"

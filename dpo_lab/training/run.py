@@ -4,12 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
-from dpo_lab.data.prepare import read_pairs
-from dpo_lab.runtime.files import read_json
-from dpo_lab.training.folder import RunFolder, short
+from dpo_lab.data.prepare import Split, read_pairs
+from dpo_lab.runtime.files import read_json, short
+from dpo_lab.runtime.terminal import Terminal
+from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
-from dpo_lab.training.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def train(config: Config, tree: dict[str, Any], run_dir: Path) -> dict[str, floa
     if config.plan:
         from dpo_lab.training.plan import show_plan
 
-        return show_plan(config, read_pairs(config.data), terminal)
+        return show_plan(config, _read(config, terminal), terminal)
     interrupt = Interrupt(folder.control)
     with folder.held(), interrupt.listening():
         if config.overwrite and folder.done:  # an interrupted run still goes on
@@ -43,12 +44,16 @@ def train(config: Config, tree: dict[str, Any], run_dir: Path) -> dict[str, floa
         if folder.control.exists():  # an order to a former call of this run
             folder.control.unlink()
         folder.write_status("running")
-        split = read_pairs(config.data)
+        split = _read(config, terminal)
         log.info("%d pairs to train on and %d held out, as %s", len(split.train), len(split.heldout), split.format)
         with terminal.working("loading libraries"):
             from dpo_lab.training.align import Run
             from dpo_lab.training.parts import RunContext
         return Run(RunContext(config, tree, folder, terminal, interrupt), split).go()
+
+
+def _read(config: Config, terminal: Terminal) -> Split:
+    return read_pairs(config.data, expand(config.cache_dir), terminal.progress)
 
 
 def _already_done(folder: RunFolder, terminal: Terminal) -> dict[str, float]:

@@ -20,6 +20,7 @@ from dpo_lab.config.schema import Config
 from dpo_lab.data.prepare import read_pairs
 from dpo_lab.runtime.errors import LabError
 from dpo_lab.runtime.files import read_json
+from dpo_lab.runtime.terminal import Terminal
 from dpo_lab.training.checkpoint import last_checkpoint
 from dpo_lab.training.fit import fit
 from dpo_lab.training.folder import RunFolder
@@ -27,7 +28,6 @@ from dpo_lab.training.interrupt import Interrupt
 from dpo_lab.training.module import PreferenceModule
 from dpo_lab.training.parts import RunContext, load_parts
 from dpo_lab.training.ranks import LostTouch, Ranks
-from dpo_lab.training.terminal import Terminal
 
 log = logging.getLogger(__name__)
 LOST = 75  # exit code of a rank that the others left
@@ -125,7 +125,7 @@ def work(job: dict[str, Any]) -> None:
     folder, ranks = RunFolder(Path(job["run"])), Ranks(job["rank"], job["size"])
     context = RunContext(config, job["tree"], folder, Terminal(), Interrupt(folder.path / "not-for-ranks"))
     # With all threads, as the first rank: how many they are shows in the last bits of PiSSA's start.
-    parts = load_parts(context, read_pairs(config.data), job["tokens"], rank=ranks.rank)
+    parts = load_parts(context, read_pairs(config.data, context.cache_dir), job["tokens"], rank=ranks.rank)
     torch.set_num_threads(job["threads"])
     _ready(Path(job["place"]), ranks.rank).touch()
     with ranks.meeting(Path(job["place"]), parts.device):

@@ -289,16 +289,16 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         assert str(tmp_path / "gone.jsonl") in refused("data.eval_path=gone.jsonl")
 
-    def test_a_folder_is_not_a_data_file(self, refused, tmp_path):
-        (tmp_path / "a.parquet").touch()
-        said = refused(f"data.path={tmp_path}")
-        assert "is a folder" in said
-        assert "a.parquet" in said
+    def test_a_folder_of_files_and_a_packed_file_pass(self, tmp_path):
+        (tmp_path / "a.jsonl.gz").touch()
+        for path in (tmp_path, tmp_path / "a.jsonl.gz", f"[{tmp_path},{tmp_path}/a.jsonl.gz]"):
+            assert cli.prepare(["data=file", f"data.path={path}"])
 
     def test_an_unknown_suffix_is_refused(self, refused, tmp_path):
         (tmp_path / "a.xlsx").touch()
-        assert ".xlsx is not supported. Data files are .json, .jsonl, .csv or .parquet" in refused(
-            f"data.path={tmp_path}/a.xlsx"
+        assert (
+            ".xlsx is not supported. Data files are .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow or"
+            in refused(f"data.path={tmp_path}/a.xlsx")
         )
 
     def test_files_listed_with_commas_in_a_single_run_get_the_hint_to_sweep(self, refused, tmp_path):

@@ -1,36 +1,34 @@
 """Every format in use becomes the same pairs, and what is none of them is said with its row."""
 
+import random
+
 import pytest
+from rows import (
+    ASKED,
+    BAD,
+    CALL,
+    GOOD,
+    OLD,
+    SHORT,
+    SYSTEM,
+    TEXT_PART,
+    TURNS,
+    USER,
+    VALUES,
+    both,
+    check_sound,
+    hh,
+    message,
+    read,
+    read_one,
+    turn,
+    v1,
+)
 from toys import chat
 
-from dpo_lab.data.formats import to_pairs
+from dpo_lab.data.formats import FORMATS, BadRow, to_pairs
+from dpo_lab.data.types import Reading
 from dpo_lab.runtime.errors import DataError
-
-ASKED = chat("Hi", "Hello", "Why?", system="Be brief.")
-SHORT = chat("Why?")
-
-
-def message(role, content):
-    return {"role": role, "content": content}
-
-
-def turn(who, value):
-    return {"from": who, "value": value}
-
-
-GOOD, BAD = message("assistant", "good"), message("assistant", "bad")
-USER, OLD = message("user", "Why?"), [message("user", "Hi"), message("assistant", "Hello")]
-SYSTEM = message("system", "Be brief.")
-TURNS = [turn("human", "Hi"), turn("gpt", "Hello"), turn("human", "Why?")]
-
-
-def read(*rows, format="auto", columns=None):
-    return to_pairs(list(rows), format=format, columns=columns or {}, where="file.json")
-
-
-def read_one(row, **settings):
-    [pair], name = read(row, **settings)
-    return pair.prompt, pair.chosen, pair.rejected, name
 
 
 @pytest.mark.parametrize(
@@ -169,17 +167,6 @@ def test_a_history_is_not_lost_in_silence(value):
     assert read_one(row, format="trl")[0] == SHORT
 
 
-def test_half_a_surrogate_pair_becomes_the_replacement_character():
-    prompt, chosen, _, _ = read_one({"prompt": "a\ud83d b", "chosen": "\ud83d\ude00 \udc00", "rejected": "bad"})
-    assert prompt == chat("a\ufffd b")
-    assert chosen == "\U0001f600 \ufffd"
-
-
-def test_null_texts_are_empty_texts_to_be_counted_later():
-    assert read_one({"prompt": None, "chosen": None, "rejected": "bad"})[:3] == (chat(""), "", "bad")
-    assert read_one({"instruction": None, "input": None, "chosen": "a", "rejected": "bad"})[0] == chat("")
-
-
 FAULTS = {
     "no format": ({"text": "a", "label": 1}, ["none of the formats", "text, label", "data.columns"]),
     "no prompt": ({"chosen": "a", "rejected": "b"}, ["prompt is missing", "not conversations"]),
@@ -208,9 +195,70 @@ FAULTS = {
         {"prompt": [message("user", None)], "chosen": "a", "rejected": "b"},
         ["user without content"],
     ),
-    "content in parts": (
-        {"prompt": [message("user", [{"type": "text", "text": "x"}])], "chosen": "a", "rejected": "b"},
-        ["a message's content in prompt must be text, not a list"],
+    "a picture in a message": (
+        {"prompt": [message("user", [{"type": "image"}, TEXT_PART])], "chosen": "a", "rejected": "b"},
+        ["prompt holds a part of the type 'image'", "no images, video or sound"],
+    ),
+    "content in parts of text alone": (
+        {"prompt": [message("user", ["x"])], "chosen": "a", "rejected": "b"},
+        ["a message's content in prompt must be text, or parts"],
+    ),
+    "a picture beside the prompt": (
+        {"prompt": "q", "images": ["a.png"], "chosen": "a", "rejected": "b"},
+        ["images is not empty", "text alone"],
+    ),
+    "an answer that calls a tool": (
+        {"prompt": "q", "chosen": [CALL], "rejected": "b"},
+        ["chosen calls a tool"],
+    ),
+    "a function call as the answer": (
+        {"conversations": TURNS, "chosen": turn("function_call", '{"name": "f"}'), "rejected": turn("gpt", "b")},
+        ["chosen calls a tool", "format sharegpt"],
+    ),
+    "a broken function call": (
+        {"conversations": [turn("function_call", "f(")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
+        ["conversations holds a tool call that is not {name: ..., arguments: ...}: 'f('"],
+    ),
+    "tools that are none": (
+        {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "weather"},
+        ["tools must be a list of JSON schemas", "'weather'"],
+    ),
+    "texts without a common beginning": (
+        {"chosen": "blue", "rejected": "black"},
+        ["prompt is missing", "not conversations or texts that begin with it"],
+    ),
+    "the same texts": ({"chosen": "It is.", "rejected": "It is."}, ["prompt is missing", "the same text"]),
+    "transcripts that part early": (
+        {"chosen": hh("Hi", "Hello", "Why?", "good"), "rejected": hh("Hi", "Go.", "Why?", "bad")},
+        ["differ before the last turn of the Assistant", "format hh"],
+    ),
+    "transcripts of one turn": (
+        {"chosen": "Human: a\n\nAssistant: b\n\nHuman: c", "rejected": "Human: a\n\nAssistant: b"},
+        ["chosen must end with a turn of the Assistant"],
+    ),
+    "conversations of LLaMA-Factory v1 that part early": (
+        {"chosen_messages": v1(USER, GOOD, USER, GOOD), "rejected_messages": v1(USER, BAD, USER, BAD)},
+        ["chosen_messages and rejected_messages differ in more than their last message", "format v1"],
+    ),
+    "fewer scores than answers": (
+        {"prompt": "q", "answers": ["a", "b"], "scores": [1]},
+        ["scores must hold a number for each of the 2 answers, not 1 numbers"],
+    ),
+    "a score that is no number": (
+        {"prompt": "q", "answers": ["a", "b"], "scores": [1, "high"]},
+        ["scores must hold numbers, not 'high'", "format scored"],
+    ),
+    "a verdict for a third answer": (
+        {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 2},
+        ["better_response_id must be 0 or 1, not 2"],
+    ),
+    "a label that is none": (
+        {"prompt": "q", "completion": "a", "label": "good"},
+        ["label must be true or false, not 'good'", "format kto"],
+    ),
+    "a labelled conversation without an answer": (
+        {"messages": [USER], "label": True},
+        ["messages must hold a prompt and the answer"],
     ),
     "a prompt that ends with an answer": (
         {"prompt": OLD, "chosen": "a", "rejected": "b"},
@@ -269,3 +317,90 @@ def test_a_mapped_column_that_no_row_has_is_told():
         DataError, match=r"no row has a column question, best \(data\.columns\)\. The columns there are q,"
     ):
         read({"q": "Why?", "chosen": "a", "rejected": "b"}, columns={"prompt": "question", "chosen": "best"})
+
+
+def test_a_mapped_column_may_first_stand_in_a_late_row():
+    row = {"q": "Why?", "chosen": "a", "rejected": "b"}
+    pairs, _ = read(*[row] * 30, row | {"s": "Be brief."}, columns={"prompt": "q", "system": "s"})
+    assert [p.prompt for p in pairs[-2:]] == [SHORT, chat("Why?", system="Be brief.")]
+    with pytest.raises(DataError, match=r"no row has a column s \(data\.columns\)"):
+        read(*[row] * 30, columns={"prompt": "q", "system": "s"})
+    with pytest.raises(DataError, match=r"none of the first 20 rows has a column p \(data\.columns\)"):
+        read(*[row] * 30, columns={"prompt": "p"})
+
+
+def test_a_column_that_is_mapped_to_nothing_is_not_read():
+    row = {"instruction": "Why?", "input": "noise", "system": "noise", "chosen": "good", "rejected": "bad"}
+    assert read_one(row, columns={"query": "", "system": ""}, format="alpaca")[0] == SHORT
+
+
+def test_rows_are_read_lazily_and_faults_are_handed_over():
+    taken = []
+
+    def rows():
+        for number in range(1, 101):
+            taken.append(number)
+            yield number, {"prompt": "q", "chosen": "a", "rejected": 3 if number == 22 else "b"}
+
+    bad: list[BadRow] = []
+    pairs, _ = to_pairs(rows(), Reading(), where="x", on_bad=bad.append)
+    assert len(taken) == 20
+    assert [next(pairs).row for _ in range(22)] == [*range(1, 22), 23]
+    assert len(taken) == 23
+    assert [str(b).split(" (format")[0] for b in bad] == [
+        "x: row 22: rejected must be a non-empty list of messages, not a number"
+    ]
+
+
+def test_what_is_nested_too_deeply_is_a_fault():
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(DataError, match="row 1: it is nested too deeply"):
+        read(both({"prompt": "q", "tools": [{"name": "look", "parameters": deep}]}))
+
+
+NAMES = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "system",
+    "history",
+    "instruction",
+    "input",
+    "output",
+    "conversations",
+    "messages",
+    "question",
+    "tools",
+    "images",
+    "chosen_messages",
+    "rejected_messages",
+    "chosen_response",
+    "rejected_response",
+    "answers",
+    "ranks",
+    "scores",
+    "completion",
+    "label",
+    "score_chosen",
+    "score_rejected",
+    "response_0",
+    "response_1",
+    "better_response_id",
+]
+
+
+@pytest.mark.parametrize("format", ["auto", *FORMATS])
+def test_whatever_a_row_holds_it_is_a_pair_or_a_told_fault(format):
+    chance = random.Random(0)
+    rows = [
+        {name: chance.choice(VALUES) for name in chance.sample(NAMES, chance.choice([6, 12, len(NAMES)]))}
+        for _ in range(1500)
+    ]
+    bad: list[BadRow] = []
+    pairs, _ = read(*rows, format=format, on_bad=bad.append)
+    assert len(bad) > 0
+    assert all(b.reason and f"row {b.row}: " in str(b) for b in bad)
+    for pair in pairs:
+        check_sound(pair)

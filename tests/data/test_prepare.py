@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import SHARED, chat, data_config, family
+from toys import SHARED, chat, data_config, family, prepare, read_pairs
 
-from dpo_lab.data.prepare import prepare, prompt_share, read_pairs
+from dpo_lab.data.prepare import prompt_share
 from dpo_lab.data.templates import Template
 from dpo_lab.runtime.errors import DataError
 
@@ -36,7 +36,7 @@ def file(tmp_path):
 
 
 def prompts(pairs):
-    return {p.prompt_key() for p in pairs}
+    return {tuple((m["role"], m["content"]) for m in p.prompt) for p in pairs}
 
 
 def test_every_pair_is_on_one_side_and_no_prompt_on_both(file):
@@ -72,8 +72,8 @@ def test_the_subset_sizes_do_not_move_a_prompt_to_the_other_side(file, template)
     split = read_pairs(config)
     small = prepare(split, config.model_copy(update={"max_pairs": 10, "max_eval_pairs": 3}), template)
     assert (len(small.train), len(small.heldout)) == (10, 3)
-    assert [e.pair for e in small.train] == split.train[:10]
-    assert [e.pair for e in small.heldout] == split.heldout[:3]
+    assert [e.pair for e in small.train] == list(split.train[:10])
+    assert [e.pair for e in small.heldout] == list(split.heldout[:3])
 
 
 def test_training_pairs_with_a_prompt_of_the_held_out_file_are_dropped_and_counted(tmp_path, template):
@@ -148,7 +148,7 @@ def test_facts_change_with_the_tokens_and_with_nothing_else(tmp_path, template):
         return prepare(read_pairs(config), config, template).facts()
 
     plain = facts([row("a"), row("b")])
-    assert plain["train"] == {"kept": 2, "dropped": {}, "cut": {}, "first_row": {}}
+    assert plain["train"] == {"kept": 2, "dropped": {}, "cut": {}, "first_row": {}, "named": 0, "first_named": 0}
     assert json.loads(json.dumps(plain)) == plain
     assert facts([row("a") | {"source": "x"}, row("b")]) == plain
     assert facts([row("b"), row("a")])["fingerprint"] != plain["fingerprint"]

@@ -1,215 +1,37 @@
-"""Files as they come: what can be read is read alike from every type, and the rest is told with its place."""
+"""Datasets of hubs: read through the hub's own library, from its copy where it does not answer; refusals are told."""
 
+import hashlib
+import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import parse_qs, urlparse
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from toys import chat, data_config
+from test_files import put
 
 from dpo_lab.config.schema import HubData
 from dpo_lab.data import sources
-from dpo_lab.data.prepare import read_pairs
-from dpo_lab.data.sources import read_file, read_hub
+from dpo_lab.data.sources import hub_fingerprint, hub_rows
 from dpo_lab.runtime.errors import DataError
 
-ROWS = [
-    {"prompt": "Why, so?", "chosen": 'a "good"\nanswer', "rejected": "bad\u2028one"},
-    {"prompt": "为什么？ \x00\x85", "chosen": "é" * 200_000, "rejected": "[1, 2]"},
-]
-MESSAGES = [{"role": "user", "content": "It's why?"}]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def put(folder: Path, name: str, content: bytes | str) -> Path:
-    file = folder / name
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return file
+def hub(name: str, split: str = "train", config: str | None = None, where: str = "hf") -> HubData:
+    return HubData(name=name, config=config, split=split, where=where)  # type: ignore[arg-type]
 
 
-def as_csv(rows) -> str:
-    quoted = [",".join('"' + str(v).replace('"', '""') + '"' for v in row.values()) for row in rows]
-    return "\r\n".join([",".join(rows[0]), *quoted, ""])
-
-
-WHOLE = {
-    "list.json": json.dumps(ROWS),
-    "pretty.json": json.dumps(ROWS, indent=2, ensure_ascii=False),
-    "windows.json": b"\xef\xbb\xbf" + json.dumps(ROWS, indent=1).replace("\n", "\r\n").encode(),
-    "lines.jsonl": "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS),
-    "windows.jsonl": b"\xef\xbb\xbf" + "\r\n\r\n".join(json.dumps(r) for r in ROWS).encode(),
-    "lines.json": "\n".join(json.dumps(r) for r in ROWS),
-    "list.jsonl": json.dumps(ROWS, indent=2),
-    "UPPER.JSONL": "\n".join(json.dumps(r) for r in ROWS),
-    "quoted.csv": as_csv(ROWS),
-    "windows.csv": b"\xef\xbb\xbf" + as_csv(ROWS).encode(),
-}
-
-
-@pytest.mark.parametrize(("name", "content"), WHOLE.items(), ids=WHOLE)
-def test_the_same_rows_come_from_every_type_of_file(tmp_path, name, content):
-    assert read_file(put(tmp_path, name, content)) == ROWS
-
-
-def test_the_same_rows_come_from_parquet(tmp_path):
-    file = tmp_path / "a.parquet"
-    rows = [*ROWS, {"prompt": "a", "chosen": None, "rejected": "b"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    assert read_file(file) == rows
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [json.dumps(MESSAGES), repr(MESSAGES), json.dumps(MESSAGES[0]), "[{'content': 'It\\'s why?', 'role': 'user'}]"],
-)
-def test_a_csv_cell_may_hold_messages(tmp_path, cell):
-    row = {"prompt": cell, "chosen": "It's [so]", "rejected": '{"a": 1}'}
-    [pair] = read_pairs(data_config(path=str(put(tmp_path, "a.csv", as_csv([row]))))).train
-    assert pair.prompt == chat("It's why?")
-    assert (pair.chosen, pair.rejected) == ("It's [so]", '{"a": 1}')
-
-
-GOOD = b'{"prompt": "q", "chosen": "a", "rejected": "b"}'
-BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
-    "an empty json file": ("a.json", b"", ["holds no rows"]),
-    "an empty jsonl file": ("a.jsonl", b"\n \r\n", ["holds no rows"]),
-    "an empty csv file": ("a.csv", b"", ["holds no rows"]),
-    "a header alone": ("a.csv", b"prompt,chosen,rejected\n", ["holds no rows"]),
-    "an empty parquet file": ("a.parquet", b"", ["not a readable Parquet file"]),
-    "an empty list": ("a.json", b" [] ", ["holds no rows"]),
-    "a byte order mark alone": ("a.json", b"\xef\xbb\xbf", ["holds no rows"]),
-    "one object": ("a.json", b'{"version": 1, "data": []}', ["one object with the keys version, data", "list of rows"]),
-    "one empty object": ("a.json", b"{}", ["one object with the keys (none)"]),
-    "a text": ("a.json", b'"hello"', ["holds text, not a list"]),
-    "a number": ("a.json", b"3", ["holds a number, not a list"]),
-    "a list of texts": ("a.json", b'["a"]', ["row 1 is text, not an object"]),
-    "a null row": ("a.json", b"[" + GOOD + b", null]", ["row 2 is null, not an object"]),
-    "a row that is a list": ("a.jsonl", GOOD + b'\n["q", "a", "b"]', ["row 2 is a list, not an object"]),
-    "a missing comma": ("a.json", b'[\n {"prompt": "q"\n "chosen": "a"}]', ["line 3, column 2", "delimiter"]),
-    "a torn json file": ("a.json", b"[" + GOOD + b",\n" + GOOD[:20], ["line 2, column", "Unterminated string"]),
-    "a torn jsonl file": ("a.jsonl", GOOD + b"\n" + GOOD[:20], ["line 2, column", "Unterminated string"]),
-    "a torn object": ("a.json", b'{\n"prompt": "q",\n"chosen"', ["line 3"]),
-    "two objects on a line": ("a.jsonl", GOOD + GOOD, ["line 1, column", "Extra data"]),
-    "a raw line break in a text": ("a.jsonl", GOOD + b'\n{"prompt": "a\nb"}', ["line 2", "Unterminated string"]),
-    "single quotes": ("a.jsonl", b"{'prompt': 'q'}", ["line 1, column 2"]),
-    "no json at all": ("a.json", b"prompt,chosen\nq,a\n", ["line 1, column 1", "Expecting value"]),
-    "nul characters": ("a.json", b"\x00\x00\x00\x00", ["broken JSON in line 1"]),
-    "a raw nul in a text": ("a.jsonl", b'{"prompt": "a\x00b"}', ["line 1", "control character"]),
-    "utf-16": ("a.json", "[]".encode("utf-16"), ["line 1 is not UTF-8", "0xff", "iconv"]),
-    "latin-1": ("a.jsonl", GOOD + b'\n{"prompt": "caf\xe9"}', ["line 2 is not UTF-8", "0xe9"]),
-    "gbk in csv": ("a.csv", b"prompt,chosen,rejected\n" + "天空".encode("gbk") + b",a,b\n", ["line 2 is not UTF-8"]),
-    "a deep list": ("a.json", b"[" * 100_000, ["nested too deeply"]),
-    "a deep list in a line": ("a.jsonl", GOOD + b"\n" + b'{"a":' * 100_000, ["in line 2", "nested too deeply"]),
-    "a long number": ("a.jsonl", b'{"prompt": ' + b"1" * 10_000 + b"}", ["in line 1", "integer"]),
-    "a key twice": (
-        "a.jsonl",
-        GOOD + b'\n{"prompt": "q", "chosen": "a", "chosen": "b"}',
-        ["line 2", "'chosen' stands twice", "'b'"],
-    ),
-    "a key twice in a list": ("a.json", b'[{"prompt": "q", "prompt": "r"}]', ["'prompt' stands twice", "'r'"]),
-    "a long line": ("a.jsonl", b'{"prompt": "' + b"x" * 5_000_000, ["line 1", "Unterminated string"]),
-    "not a number": (
-        "a.jsonl",
-        b'{"prompt": NaN, "chosen": "a", "rejected": "b"}',
-        ["row 1", "prompt must be text, not a number"],
-    ),
-    "too few fields": (
-        "a.csv",
-        b"prompt,chosen,rejected\nq,a,b\nq,a\n",
-        ["ends in line 3 has fewer fields", "prompt, chosen, rejected"],
-    ),
-    "too many fields": (
-        "a.csv",
-        b"prompt,chosen,rejected\nq,a, and so on,b\n",
-        ["ends in line 2 has more fields", "double quotes"],
-    ),
-    "an open quote": (
-        "a.csv",
-        b'prompt,chosen,rejected\nq,a,b\nq,"a,b\nq,a,b\n',
-        ["broken CSV", "begins in line 3", "doubled"],
-    ),
-    "a quote within": ("a.csv", b'prompt,chosen,rejected\nq,"a"x,b\n', ["broken CSV", "begins in line 2"]),
-    "a column twice": ("a.csv", b"prompt,chosen,chosen\nq,a,b\n", ["names chosen more than once"]),
-    "semicolons": (
-        "a.csv",
-        b"prompt;chosen;rejected\nq;a;b\n",
-        ["row 1 is in none of the formats", "prompt;chosen;rejected"],
-    ),
-    "numpy's messages": (
-        "a.csv",
-        b"prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}\n {'role': 'user', 'content': 'r'}]\",a,b\n",
-        ["line 3, prompt", "Python's notation", ".jsonl or .parquet"],
-    ),
-    "parquet garbage": ("a.parquet", b"PAR1 nothing of the kind PAR1", ["not a readable Parquet file"]),
-    "json named parquet": ("a.parquet", b"[" + GOOD + b"]", ["not a readable Parquet file"]),
-    "a torn parquet file": ("a.parquet", b"PAR1" + b"\x15\x04" * 50, ["not a readable Parquet file"]),
-    "a compressed file": ("a.json.gz", b"\x1f\x8b", ["files of type .gz are not read", ".jsonl"]),
-    "a file without a suffix": ("a", GOOD, ["files of type (none) are not read"]),
-    "a text file": ("a.txt", GOOD, ["files of type .txt are not read", ".parquet"]),
-    "other columns": (
-        "a.jsonl",
-        b'{"question": "q", "good": "a"}',
-        ["none of the formats", "question, good", "data.columns"],
-    ),
-    "a row without an answer": (
-        "a.jsonl",
-        GOOD + b'\n{"prompt": "q", "chosen": "a"}',
-        ["row 2", "rejected is missing", "prompt, chosen"],
-    ),
-    "a wrong role": (
-        "a.jsonl",
-        b'{"prompt": [{"role": "x", "content": "q"}], "chosen": "a", "rejected": "b"}',
-        ["row 1", "role 'x'"],
-    ),
-}
-
-
-def test_there_are_thirty_ways_to_break_a_file():
-    assert len(BROKEN) >= 30
-
-
-@pytest.mark.parametrize(("name", "content", "fragments"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_told_with_its_place_and_what_to_do(tmp_path, name, content, fragments):
-    file = put(tmp_path, name, content)
-    began = time.monotonic()
-    with pytest.raises(DataError) as caught:
-        read_pairs(data_config(path=str(file)))
-    assert time.monotonic() - began < 10
-    message = str(caught.value)
-    for fragment in (str(file), *fragments):
-        assert fragment in message
-    assert len(message) < 1000
-    assert "\n" not in message
-
-
-def test_a_broken_file_of_held_out_pairs_is_told_by_its_own_name(tmp_path):
-    train, held = put(tmp_path, "a.jsonl", GOOD), put(tmp_path, "held.jsonl", GOOD[:-1])
-    with pytest.raises(DataError, match=r"held\.jsonl: broken JSON in line 1"):
-        read_pairs(data_config(path=str(train), eval_path=str(held)))
-
-
-def test_folders_and_files_that_are_not_there_are_told(tmp_path):
-    (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataError, match=r"folder\.json is a folder; a file is needed \(\.json"):
-        read_file(tmp_path / "folder.json")
-    for name in ("none.json", "none/none.json", "n" * 300 + ".json"):
-        with pytest.raises(DataError, match=r"there is no such file|File name too long"):
-            read_file(tmp_path / name)
-    with pytest.raises(DataError, match=r"No data: give data=file data\.path=FILE"):
-        read_pairs(data_config())
-
-
-def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
-    with pytest.raises(DataError, match=r"a\.json: cannot be read \(Permission denied\)"):
-        read_file(put(tmp_path, "a.json", "[]"))
-
-
-# The hub
+# The Hugging Face hub
 
 
 @pytest.fixture
@@ -232,7 +54,7 @@ def test_an_unreachable_hub_is_told_within_seconds(hub_elsewhere):
         DataError,
         match=r"nobody/nothing \(config None, split train\).*the hub does not answer.*data=file data\.path=FILE",
     ):
-        read_hub(HubData(name="nobody/nothing", config=None, split="train"))
+        hub_rows(hub("nobody/nothing"))
     assert time.monotonic() - began < 10
     assert hub_elsewhere.config.HF_HUB_OFFLINE is setting
 
@@ -255,7 +77,191 @@ def test_rows_come_from_a_dataset(hub_elsewhere, tmp_path):
     folder.mkdir()
     rows = [{"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}], "rejected": None}] * 3
     put(folder, "train.jsonl", "\n".join(map(json.dumps, rows)))
-    hub = HubData(name=str(folder), config=None, split="train[:2]")
-    assert read_hub(hub) == rows[:2]
+    assert list(hub_rows(hub(str(folder), "train[:2]"))) == [(1, rows[0]), (2, rows[1])]
     with pytest.raises(DataError, match="split trian.*Unknown split"):
-        read_hub(HubData(name=str(folder), config=None, split="trian"))
+        hub_rows(hub(str(folder), "trian"))
+
+
+def test_the_rows_of_a_dataset_are_numbered_and_its_fingerprint_changes_with_them(hub_elsewhere, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(600)]
+    put(folder, "train.jsonl", "\n".join(map(json.dumps, rows)))
+    assert list(hub_rows(hub(str(folder)))) == list(enumerate(rows, 1))
+    first = hub_fingerprint(hub(str(folder)))
+    assert hub_fingerprint(hub(str(folder))) == first
+    assert hub_fingerprint(hub(str(folder), "train[:10]")) != first
+    put(folder, "train.jsonl", "\n".join(map(json.dumps, rows[:-1])))
+    assert hub_fingerprint(hub(str(folder))) != first
+
+
+# ModelScope
+
+
+needs_modelscope = pytest.mark.skipif(not find_spec("modelscope_hub"), reason="needs dpo_lab[hubs]: modelscope_hub")
+
+
+def pairs(name: str, count: int = 2) -> list[dict]:
+    return [{"prompt": f"{name} {i}", "chosen": "a", "rejected": "b"} for i in range(count)]
+
+
+def as_parquet(rows: list[dict]) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+class ModelScope(BaseHTTPRequestHandler):
+    """A ModelScope with two datasets, toys/pairs and toys/plain, and a gated one, toys/gated."""
+
+    files: dict[str, dict[str, bytes]]
+    asked: list[str]
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self):
+        url = urlparse(self.path)
+        file = parse_qs(url.query).get("FilePath", [""])[0]
+        self.asked.append(f"{self.command} {url.path} {file}".strip())
+        if "toys/gated" in url.path:
+            return self.reply(403, Message="no access")
+        files = next((files for name, files in self.files.items() if f"datasets/{name}/" in url.path), None)
+        if files is None:
+            return self.reply(404, Message="record not found")
+        if file:
+            return self.send(200, files[file])
+        listed = [
+            {"Path": name, "Name": name, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in files.items()
+        ]
+        return self.reply(200, Data={"Files": listed, "TotalCount": len(listed)})
+
+    def reply(self, code, **body):
+        return self.send(code, json.dumps({"Code": code, "Success": code == 200} | body).encode())
+
+    def send(self, code, body):
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def modelscope():
+    files = {
+        "toys/pairs": {
+            "README.md": b"# Pairs",
+            "dataset_infos.json": b"{}",
+            "en/train-00000-of-00002.parquet": as_parquet(pairs("one")),
+            "en/train-00001-of-00002.parquet": as_parquet(pairs("two")),
+            "en/test-00000-of-00001.parquet": as_parquet(pairs("test")),
+            "zh/train_prefs.jsonl": "\n".join(map(json.dumps, pairs("天"))).encode(),
+        },
+        "toys/plain": {"pairs.jsonl": b'{"prompt": "q"}\nbroken\n{"prompt": "r"}', "weights.pt": b"never fetched"},
+        "toys/nothing": {"README.md": b"# Soon"},
+    }
+    handler = type("ThisModelScope", (ModelScope,), {"files": files, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler
+    server.shutdown()
+    server.server_close()
+
+
+SCRIPT = """
+import json, sys, time
+if sys.argv[3]:
+    sys.modules[sys.argv[3]] = None  # as if it were not installed
+from dpo_lab.config.schema import HubData
+from dpo_lab.data import sources
+from dpo_lab.data.sources import hub_fingerprint, hub_rows
+from dpo_lab.runtime.errors import DataError
+sources.HUB_SECONDS = float(sys.argv[2])
+for name, config, split in json.loads(sys.argv[1]):
+    hub, began, faults = HubData(name=name, config=config, split=split, where="modelscope"), time.monotonic(), []
+    try:
+        rows = [[number, row["prompt"]] for number, row in sources.hub_rows(hub, on_bad=faults.append)]
+        said = {"rows": rows, "faults": len(faults), "fingerprint": sources.hub_fingerprint(hub)}
+    except DataError as e:
+        said = {"error": str(e)}
+    print(json.dumps(said | {"seconds": time.monotonic() - began}))
+"""
+
+
+def ask(asked: list[tuple[str, str | None, str]], cache: Path, url: str, *, seconds: float = 30, without: str = ""):
+    """What a fresh process reads of each (name, config, split), and what it says."""
+    env = os.environ | {"MODELSCOPE_ENDPOINT": url, "MODELSCOPE_CACHE": str(cache), "MODELSCOPE_HOME": str(cache)}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(asked), str(seconds), without]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, cwd=ROOT, env=env | {"XDG_CACHE_HOME": str(cache)}
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs_modelscope
+def test_a_dataset_of_modelscope_is_fetched_and_then_read_without_it(modelscope, tmp_path):
+    url, handler = modelscope
+    asked = [("toys/pairs", "en", "train"), ("toys/pairs", "en", "test"), ("toys/pairs", "zh", "train_prefs")]
+    asked += [("toys/plain", None, "train"), ("toys/pairs", None, "test")]
+    found = ask(asked, tmp_path, url)
+    assert found[0]["rows"] == [[1, "one 0"], [2, "one 1"], [3, "two 0"], [4, "two 1"]]
+    assert found[1]["rows"] == found[4]["rows"] == [[1, "test 0"], [2, "test 1"]]
+    assert found[2]["rows"] == [[1, "天 0"], [2, "天 1"]]
+    assert found[3]["rows"] == [[1, "q"], [3, "r"]]
+    assert found[3]["faults"] == 1
+    assert len({answer["fingerprint"] for answer in found[:4]}) == 4
+    downloads = [line for line in handler.asked if line.startswith("GET") and "." in line.split("/")[-1]]
+    assert len(downloads) == len(set(downloads)), "a file that is here is not fetched again"
+    assert not any(name in line for line in handler.asked for name in ("weights.pt", "README"))
+    offline = ask(asked, tmp_path, "http://127.0.0.1:9")
+    for before, after in zip(found, offline, strict=True):
+        assert (before["rows"], before["fingerprint"]) == (after["rows"], after["fingerprint"])
+
+
+@needs_modelscope
+def test_a_dataset_that_changes_on_modelscope_changes_here(modelscope, tmp_path):
+    url, handler = modelscope
+    [before] = ask([("toys/plain", None, "train")], tmp_path, url)
+    handler.files["toys/plain"]["pairs.jsonl"] = b'{"prompt": "new"}'
+    [after] = ask([("toys/plain", None, "train")], tmp_path, url)
+    assert after["rows"] == [[1, "new"]]
+    assert after["fingerprint"] != before["fingerprint"]
+
+
+@needs_modelscope
+def test_what_modelscope_refuses_is_told(modelscope, tmp_path):
+    asked = [("toys/none", None, "train"), ("toys/gated", None, "train"), ("not a name", None, "train")]
+    asked += [("toys/pairs", "fr", "train"), ("toys/pairs", "en", "dev"), ("toys/nothing", None, "train")]
+    answers = ask(asked, tmp_path, modelscope[0])
+    fragments = [
+        *(["no dataset 'toys/none' on ModelScope", "data.hub.name"], ["does not give toys/gated", "modelscope login"]),
+        *(["'not a name' is no name of a dataset on ModelScope"], ["for the config fr", "en, zh"]),
+        *(["has no file of that split", "test", "train"], ["has no files that can be read"]),
+    ]
+    for answer, wanted in zip(answers, fragments, strict=True):
+        assert all(fragment in answer["error"] for fragment in wanted), answer
+        assert answer["seconds"] < 20
+
+
+@needs_modelscope
+def test_a_modelscope_that_never_answers_is_given_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        [answer] = ask([("toys/pairs", None, "train")], tmp_path, url, seconds=2)
+    assert "is not on this machine and could not be fetched from ModelScope" in answer["error"]
+    assert "data=file data.path=FILE" in answer["error"]
+    assert answer["seconds"] < 15
+
+
+def test_modelscope_without_its_library_names_the_extra(tmp_path):
+    [answer] = ask([("toys/pairs", None, "train")], tmp_path, "http://127.0.0.1:9", without="modelscope_hub")
+    assert 'pip install "dpo_lab[hubs]"' in answer["error"]

@@ -1,10 +1,14 @@
 """Chat templates: the tokens of training are those of the template, and data cannot write its own turns."""
 
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toys import CHATML, FAMILIES, NO_SYSTEM, chat, family, real_qwen
+from toys import ASKED, CHATML, FAMILIES, KINDS, NO_SYSTEM, WEATHER, chat, family, real_qwen, tool
 from transformers import PreTrainedTokenizerFast
 
 from dpo_lab.config.schema import Template as TemplateConfig
@@ -415,3 +419,128 @@ def test_the_toy_chatml_is_the_projects():
     assert theirs.tokenizer.chat_template == CHATML
     for messages in CONVERSATIONS.values():
         assert theirs.render(messages) == Template(family("chatml"), "chatml").render(messages)
+
+
+@pytest.mark.parametrize(
+    ("turn", "what"),
+    [
+        ("{% if m.role != 'tool' %}{{ m.role + m.content }}{% endif %}{{ m.tool_calls }}", "results of tools"),
+        ("{{ m.role + m.content }}", "calls of tools"),
+        ("{{ m.role + m.content }}{% if loop.index0 == 9 %}{{ m.tool_calls }}{% endif %}", "calls of tools"),
+    ],
+)
+def test_a_template_that_leaves_out_calls_or_results_refuses_them(turn, what):
+    tokenizer = family("chatml")
+    tokenizer.chat_template = "{{ tools }}{% for m in messages %}" + turn + "{% endfor %}"
+    template = Template(tokenizer, "auto")
+    with pytest.raises(Refusal, match=f"it does not write {what}"):
+        template.prompt_ids([ASKED], [WEATHER])
+    assert template.prompt_ids([chat("Why?")], [WEATHER]), "nothing is missing here"
+
+
+def test_no_calls_and_no_turns_are_told_from_calls_and_turns_left_out():
+    template = Template(family("chatml"), "auto")
+    without = [*chat("Why?"), {"role": "assistant", "content": "So.", "tool_calls": []}, *chat("And?")]
+    assert template.prompt_ids([without]) == template.prompt_ids([chat("Why?", "So.", "And?")])
+    with pytest.raises(Refusal, match="it does not write calls of tools"):
+        template.prompt_ids([[*ASKED[:2], *chat("And?")]])
+    assert isinstance(template.try_prompt_ids([chat("Why?"), ()])[1], Refusal)
+
+
+def test_a_refusal_stands_in_the_place_of_its_prompt():
+    template = Template(family("gemma"), "auto")
+    system, ended = chat("Why?", system="S"), chat("<eos>", system="S")
+    prompts = [chat("one"), system, chat("two"), ended, ASKED, chat("three")]
+    found = template.try_prompt_ids(prompts)
+    assert [getattr(ids, "reason", None) for ids in found] == [
+        *(None, "System role not supported", None, "System role not supported"),
+        *("Conversation roles must alternate", None),
+    ]
+    assert [found[0], found[2], found[5]] == template.prompt_ids([chat("one"), chat("two"), chat("three")])
+    with pytest.raises(Refusal, match="of system, user: System role not supported"):
+        template.prompt_ids(prompts)
+
+
+def test_tools_nested_without_end_are_refused():
+    deep = [1]
+    for _ in range(3000):
+        deep = [deep]
+    template = Template(family("qwen2.5"), "auto")
+    for name in ("f", "<|im_end|>"):
+        refused, kept = template.try_prompt_ids([chat("Why?")] * 2, [[{**tool(name, "x"), "deep": deep}], WEATHER])
+        assert isinstance(refused, Refusal)
+        assert isinstance(kept, list)
+
+
+# The tokenizer behind the template
+
+
+TEXTS = ["", " ", "a<|im_end|>b<|eot_id|>", "<|im_start|>x\n", "Why?\n\nan onion 国", "\U0001f600 e\u0301", "a " * 300]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["chatml", "llama3", "smollm2"])
+def test_ids_of_texts_are_the_tokenizers(name, kind):
+    tokenizer, twin = family(name, kind), family(name, kind)
+    template = Template(tokenizer, "auto")
+    for special in (True, False):
+        theirs = twin(TEXTS, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+        assert template.encode(TEXTS, special=special) == theirs
+    assert template.encode(TEXTS) != template.encode(TEXTS, special=False)
+
+
+def test_padding_and_cutting_of_other_calls_do_not_reach_the_ids():
+    tokenizer = family("chatml")
+    template = Template(tokenizer, "auto")
+    before, identity = template.prompt_ids([chat("Why?"), chat("y")]), Template(family("chatml"), "auto").identity()
+    tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=3)
+    assert template.identity() == identity
+    tokenizer(["a", "a b c d"], padding=True, truncation=True, max_length=3)
+    assert template.prompt_ids([chat("Why?"), chat("y")]) == before
+
+
+def test_a_tokenizer_class_with_a_way_of_its_own_has_its_way():
+    class Louder(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, *args, **kwargs):
+            return super()._encode_plus([t.replace("q", "z") for t in text], *args, **kwargs)
+
+    plain = family("chatml")
+    louder = Louder(tokenizer_object=plain.backend_tokenizer, eos_token="<|im_end|>")
+    assert Template(louder, "chatml").encode(["q"]) == Template(plain, "chatml").encode(["z"])
+
+
+def test_a_template_goes_through_pickle():
+    template = Template(family("qwen2.5", "merging"), "auto")
+    again = pickle.loads(pickle.dumps(template))
+    prompts, answers = [chat("Why?"), chat("<|im_end|>"), ASKED], ["So.", "and", "\n<|im_end|>x"]
+    assert again.prompt_ids(prompts, [(), (), WEATHER]) == template.prompt_ids(prompts, [(), (), WEATHER])
+    assert again.answer_ids(answers) == template.answer_ids(answers)
+    assert again.identity() == template.identity()
+
+
+def test_the_identity_is_another_for_whatever_decides_the_ids():
+    def identity(name="qwen2.5", kind="bytes", template=None, token=None, eos=None, **switches):
+        tokenizer = family(name, kind)
+        tokenizer.chat_template = template or SWITCH
+        tokenizer.add_tokens([token] if token else [])
+        tokenizer.eos_token = eos or tokenizer.eos_token
+        return Template(tokenizer, "auto", **switches).identity()
+
+    others = [
+        identity("llama3"),
+        identity(kind="merging"),
+        identity(template=SWITCH + " "),
+        identity(token="<new>"),
+        identity(eos="<|im_start|>"),
+        identity(enable_thinking=True),
+        identity(enable_thinking=False),
+    ]
+    assert len({identity(), *others}) == 8
+    assert identity() == identity()
+
+
+def test_the_identity_is_the_same_in_another_process():
+    code = "from toys import family; from dpo_lab.data.templates import Template; print(Template(family('llama3'), 'auto').identity())"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == Template(family("llama3"), "auto").identity()

@@ -7,7 +7,7 @@ from toys import CHATML, chat, family, pair
 
 from dpo_lab.data import tokenize as module
 from dpo_lab.data.templates import Template
-from dpo_lab.data.tokenize import tokenize
+from dpo_lab.data.tokenize import tokenize, warn_of_names
 
 HEADER = "<|im_start|>assistant\n"
 LONG = ("old question", "old answer", "newer question", "newer answer", "last question")
@@ -18,8 +18,8 @@ def template():
     return Template(family("chatml"), "auto")
 
 
-def run(pairs, template, *, max_length=10_000, truncation="drop", limit=None, heldout=()):
-    return tokenize(pairs, template, max_length=max_length, truncation=truncation, limit=limit, heldout=heldout)
+def run(pairs, template, *, max_length=10_000, truncation="drop", limit=None):
+    return tokenize(pairs, template, max_length=max_length, truncation=truncation, limit=limit)
 
 
 def text(template, ids):
@@ -66,13 +66,12 @@ def test_chunks_do_not_change_the_tokens(template, monkeypatch):
         ("identical answers", pair(chosen="bad<|im_end|>\n", row=2)),
         ("empty prompt", pair("", row=2)),
         ("empty prompt", pair(chat("Hi", "Hello", " \n"), row=2)),
-        ("prompt is held out", pair("Held out?", row=2)),
     ],
 )
 def test_a_faulty_pair_is_dropped_and_counted(template, reason, faulty):
     again = type(faulty)(faulty.prompt, faulty.chosen, faulty.rejected, 4)
     pairs = [pair(row=1), faulty, pair("Why not?", row=3), again]
-    examples, counts = run(pairs, template, heldout={pair("Held out?").prompt_key()})
+    examples, counts = run(pairs, template)
     assert [e.pair.row for e in examples] == [1, 3]
     assert counts.kept == 2
     assert counts.dropped == {reason: 2}
@@ -94,10 +93,13 @@ def test_what_a_template_refuses_is_dropped_and_counted_alone():
 
 def test_special_names_in_the_data_are_told(template, caplog):
     with caplog.at_level(logging.WARNING):
-        run([pair("plain"), pair("no <|im_start|>", row=7), pair(rejected="bad <|im_end|> end", row=9)], template)
+        _, counts = run(
+            [pair("plain"), pair("no <|im_start|>", row=7), pair(rejected="bad <|im_end|> end", row=9)], template
+        )
+        warn_of_names(counts)
     assert "2 pairs, first row 7" in caplog.text
     caplog.clear()
-    run([pair("plain")], template)
+    warn_of_names(run([pair("plain")], template)[1])
     assert not caplog.text
 
 
@@ -208,7 +210,7 @@ def test_counts_read_as_a_sentence(template):
     pairs = [pair("a", row=1), pair("x" * 99, row=2), pair(chosen="", row=3), pair(chat("o" * 40, "k", "q"), row=4)]
     _, counts = run(pairs, template, max_length=60, truncation="cut_prompt")
     assert str(counts) == (
-        "2 kept, 1 dropped (empty answer, first in row 3), 1 dropped (prompt longer than data.max_length, first in row 2), "
+        "2 kept, 1 dropped (prompt longer than data.max_length, first in row 2), 1 dropped (empty answer, first in row 3), "
         "1 prompts cut"
     )
 

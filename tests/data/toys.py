@@ -1,5 +1,9 @@
 """Small tokenizers with the templates of well-known families, and the data section of a configuration."""
 
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -10,6 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from dpo_lab.config.schema import Data
+from dpo_lab.data import prepare as prepare_module
+from dpo_lab.data.prepare import Prepared, Split
+from dpo_lab.data.templates import Template
 from dpo_lab.data.types import Message, Pair
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -50,6 +57,42 @@ THINKING = (  # as Qwen3: the last answer is written with an empty thought that 
     "('<think>\\n\\n</think>\\n\\n' if loop.last and m.role == 'assistant' else '') + m.content + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# As Qwen2.5's and Llama 3.1's with tools: same order of parts, same tokens, shorter instructions.
+QWEN25 = (
+    "{% set first = messages[0].role == 'system' %}"
+    "{{ '<|im_start|>system\n' + (messages[0].content if first else 'You are Qwen.') }}"
+    "{% if tools %}{{ '\n\n# Tools\n\n<tools>' }}{% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}"
+    "{{ '\n</tools>\n\nCall one within <tool_call></tool_call>.' }}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% for m in (messages[1:] if first else messages) %}"
+    "{% if m.role == 'tool' %}"
+    "{% if loop.first or loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+    "{% if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% elif m.tool_calls %}"
+    "{{ '<|im_start|>assistant' + ('\n' + m.content if m.content else '') }}"
+    '{% for call in m.tool_calls %}{{ \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' '
+    "+ call.function.arguments | tojson + '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA31 = (
+    "{% macro header(role) %}{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n' }}{% endmacro %}"
+    "{% set system = messages[0].content | trim if messages[0].role == 'system' else '' %}"
+    "{% set talk = messages[1:] if messages[0].role == 'system' else messages %}"
+    "{{ bos_token + header('system') }}{% if tools %}{{ 'Environment: ipython\n' }}{% endif %}"
+    "{{ 'Cutting Knowledge Date: December 2023\n\n' + system + '<|eot_id|>' }}"
+    "{% for m in talk %}"
+    "{% if m.role == 'tool' %}{{ header('ipython') + (m.content | tojson) + '<|eot_id|>' }}"
+    "{% elif m.tool_calls %}"
+    "{% if m.tool_calls | length != 1 %}{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}"
+    "{% set call = m.tool_calls[0].function %}"
+    "{{ header('assistant') + '{\"name\": \"' + call.name + '\", \"parameters\": ' + call.arguments | tojson + '}<|eot_id|>' }}"
+    "{% else %}{{ header(m.role) }}"
+    "{% if loop.first and tools %}{{ 'Answer with a call of one of these functions.\n\n' }}"
+    "{% for tool in tools %}{{ tool | tojson(indent=4) + '\n\n' }}{% endfor %}{% endif %}"
+    "{{ m.content | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ header('assistant') }}{% endif %}"
+)
 
 # template, special tokens (the eos token first), bos token
 FAMILIES: dict[str, tuple[str, list[str], str | None]] = {
@@ -69,15 +112,24 @@ FAMILIES: dict[str, tuple[str, list[str], str | None]] = {
     "mistral": (MISTRAL, ["</s>", "<s>"], "<s>"),
     "zephyr": (ZEPHYR, ["</s>", "<s>"], "<s>"),
     "thinking": (THINKING, ["<|im_end|>", "<|im_start|>"], None),
+    "qwen2.5": (QWEN25, ["<|im_end|>", "<|im_start|>"], None),
+    "llama3.1": (
+        LLAMA31,
+        ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"],
+        "<|begin_of_text|>",
+    ),
 }
 NO_SYSTEM = ("gemma", "mistral")
+WITH_TOOLS = ("qwen2.5", "llama3.1")
+NOT_SPECIAL = {"qwen2.5": ["<tool_call>", "</tool_call>"]}  # one token each, and yet text that an answer may hold
 
 
 def family(name: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
     """A tokenizer of `kind` with a family's template; its pad token is its eos token."""
     template, special, bos = FAMILIES[name]
-    tokenizer = {"bytes": byte_level, "merging": merging, "metaspace": metaspace}[kind]()
+    tokenizer = KINDS[kind]()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in NOT_SPECIAL.get(name, ())])
     if bos:  # as real ones do unless told not to
         tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
@@ -113,6 +165,28 @@ def metaspace() -> Tokenizer:
     return tokenizer
 
 
+def sentencepiece() -> Tokenizer:
+    """As Llama 2's and Mistral's: a space before the text, bytes for what is not in the vocabulary, a few merges."""
+    letters = [chr(i) for i in (10, *range(33, 127))] + ["▁", "é", "国"]
+    merges = [("o", "n"), ("▁", "a"), ("\n", "\n"), ("▁", "▁")]
+    tokens = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *(a + b for a, b in merges)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Sequence(  # type: ignore[assignment]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "bytes": byte_level,
+    "merging": merging,
+    "metaspace": metaspace,
+    "sentencepiece": sentencepiece,
+}
+
+
 @cache
 def _qwen(folder: Path) -> Any:
     from transformers import AutoTokenizer
@@ -131,6 +205,8 @@ def real_qwen() -> Any:
 def data_config(**changes: Any) -> Data:
     """conf/data with nothing held out and room for every pair."""
     settings: dict[str, Any] = {
+        **{"dir": None, "name": None, "eval_name": None, "tags": {}, "ranking": "all", "min_margin": 0.0},
+        **{"mix": "concat", "probabilities": None, "on_error": "raise", "workers": "auto"},
         "path": None,
         "eval_path": None,
         "hub": None,
@@ -153,5 +229,43 @@ def chat(*turns: str, system: str | None = None) -> tuple[Message, ...]:
     return tuple(([Message(role="system", content=system)] if system is not None else []) + messages)
 
 
+def tool(name: str, about: str, **parameters: str) -> dict[str, Any]:
+    """A function that a model may call, as a JSON schema; `parameters` say what each is."""
+    properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": [*parameters]}
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": schema}}
+
+
+def call(name: str, **arguments: Any) -> Message:
+    """A turn of the assistant that calls a function."""
+    function = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return Message(role="assistant", content="", tool_calls=[function])
+
+
+def result(name: str, content: str) -> Message:
+    """What a function gave back."""
+    return Message(role="tool", name=name, content=content)
+
+
+WEATHER = (tool("get_weather", "The weather of a city.", city="Its name, e.g. 北京."), tool("get_time", "The time."))
+ASKED = (*chat("How warm is it in 北京?"), call("get_weather", city="北京"), result("get_weather", '{"celsius": 21}'))
+
+
 def pair(prompt: str | tuple[Message, ...] = "Why?", chosen: str = "good", rejected: str = "bad", row: int = 1) -> Pair:
     return Pair(chat(prompt) if isinstance(prompt, str) else prompt, chosen, rejected, row)
+
+
+@cache
+def cache_dir() -> Path:
+    """Where these tests keep tables; gone when they end."""
+    folder = tempfile.mkdtemp(prefix="dpo-lab-tables-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def read_pairs(data: Data) -> Split:
+    return prepare_module.read_pairs(data, cache_dir())
+
+
+def prepare(split: Split, data: Data, template: Template) -> Prepared:
+    return prepare_module.prepare(split, data, template, cache_dir())

@@ -11,8 +11,8 @@ from tiny import CHATML, FP32, load_tiny, plain_model, write_tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dpo_lab.data.templates import Template
-from dpo_lab.models.load import load_tokenizer
 from dpo_lab.models.locate import Located, locate
+from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.runtime.errors import ModelError
 
 NAMES = {  # ours -> llama.cpp's, https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/tensor_mapping.py

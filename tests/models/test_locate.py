@@ -9,8 +9,8 @@ from tiny import byte_tokenizer
 
 from dpo_lab.config.schema import Model
 from dpo_lab.data.templates import Template
-from dpo_lab.models.load import load_tokenizer
 from dpo_lab.models.locate import locate
+from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.runtime.errors import ModelError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -67,7 +67,7 @@ def test_final_loads_without_the_project_and_is_the_policy(lab: Lab, tmp_path: P
     folders = {name: lab.train(*more) for name, more in options.items()}
     pairs = [
         {"prompt": list(pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}
-        for pair in read_pairs(lab.job()[0].data).heldout
+        for pair in read_pairs(lab.job()[0].data, lab.cache).heldout
     ]
     jobs = [
         {
@@ -169,7 +169,7 @@ def test_the_model_card_says_how_to_load_a_base_with_scaled_positions(lab: Lab) 
     found: dict[str, Any] = {}
     exec(code.replace("FOLDER", str(run.final)), found)
     config, *_ = lab.job()
-    data = prepare(read_pairs(config.data), config.data, Template(found["tokenizer"], "auto"))
+    data = prepare(read_pairs(config.data, lab.cache), config.data, Template(found["tokenizer"], "auto"), lab.cache)
     row = read_jsonl(run.eval_pairs)[0]
     layout = collate([data.heldout[row["index"]]], [row["index"]])
     with torch.no_grad():

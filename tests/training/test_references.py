@@ -29,7 +29,7 @@ def other_model(tmp_path: Path) -> Path:
 def sums(lab: Lab, model: Any, folder: RunFolder) -> list[tuple[float, float]]:
     """Chosen and rejected log-prob sums of the run's held-out pairs under a model, computed anew."""
     config, *_ = lab.job()
-    data = prepare(read_pairs(config.data), config.data, Template(byte_tokenizer(), "auto"))
+    data = prepare(read_pairs(config.data, lab.cache), config.data, Template(byte_tokenizer(), "auto"), lab.cache)
     found = []
     for row in read_jsonl(folder.eval_pairs):
         layout = collate([data.heldout[row["index"]]], [row["index"]])

@@ -6,27 +6,62 @@ from collections.abc import Iterable
 
 from dpo_lab.config import inputs
 from dpo_lab.config.rules import machine
-from dpo_lab.config.schema import Config
+from dpo_lab.config.schema import Config, Data
 
 
 def data(config: Config) -> Iterable[str]:
     """There must be pairs, and enough of them."""
     d, o = config.data, config.optim
-    if d.path is None and d.hub is None:
-        yield "No data: give data=file data.path=FILE, or data=hub data.hub.name=OWNER/NAME."
-    if d.path and d.eval_path and not d.path.startswith("pkg://") and d.eval_path.startswith("pkg://"):
-        yield (
-            f"data.path={d.path} would be evaluated on the demo's pairs ({d.eval_path}). Use data=file data.path=FILE, "
-            "or give data.eval_path=FILE too."
-        )
-    for key, path in (("data.path", d.path), ("data.eval_path", d.eval_path)):
-        if path:
+    yield from _sources(d)
+    for key, paths in (("data.path", d.paths), ("data.eval_path", [d.eval_path] if d.eval_path else [])):
+        for path in paths:
             yield from inputs.data_file(key, path)
+    yield from _mixture(d)
     if d.max_pairs is not None and o.max_steps is None and math.floor(d.max_pairs * o.epochs / o.batch_size) < 1:
         yield (
             f"data.max_pairs={d.max_pairs} is not enough for one step: optim.epochs={o.epochs:g} of them make "
             f"{d.max_pairs * o.epochs:g} pairs, a step takes optim.batch_size={o.batch_size}. Raise one or lower the other."
         )
+
+
+def _sources(d: Data) -> Iterable[str]:
+    """Where the pairs come from: one place."""
+    if not d.paths and d.hub is None and d.dir is None:
+        yield "No data: give data=file data.path=FILE, data=hub data.hub.name=OWNER/NAME, or data=llamafactory data.dir=FOLDER data.name=NAME."
+    if d.paths and d.eval_path and not d.paths[0].startswith("pkg://") and d.eval_path.startswith("pkg://"):
+        yield (
+            f"data.path={d.path} would be evaluated on the demo's pairs ({d.eval_path}). Use data=file data.path=FILE, "
+            "or give data.eval_path=FILE too."
+        )
+    if d.dir is not None and d.paths:
+        yield f"data.path={d.path} and data.dir={d.dir} are two sources. Use data=file, or data=llamafactory."
+    if d.dir is not None:
+        yield from inputs.data_folder(d.dir)
+        if not d.names:
+            yield f"data.dir={d.dir} needs data.name=NAME, one of the datasets that its dataset_info.json names."
+    for key, names in (("data.name", d.names), ("data.eval_name", d.eval_names)):
+        if names and d.dir is None:
+            yield f"{key}={_said(names)} names datasets of a dataset_info.json. Add data=llamafactory data.dir=FOLDER."
+    if d.eval_names and d.eval_path is not None:
+        yield f"data.eval_name={_said(d.eval_names)} and data.eval_path={d.eval_path} both say what is held out. Drop one."
+
+
+def _mixture(d: Data) -> Iterable[str]:
+    """How several sources become one."""
+    sources = max(len(d.paths), len(d.names))
+    if d.mix != "concat" and sources < 2:
+        yield f"data.mix={d.mix} has no effect on one source. Give several: data.path=[FILE,FILE] or data.name=[NAME,NAME]."
+    if d.probabilities is not None and d.mix == "concat":
+        yield "data.probabilities has no effect with data.mix=concat. Use data.mix=interleave_under or interleave_over."
+    elif d.probabilities is not None and sources > 1:
+        if len(d.probabilities) != sources:
+            yield f"data.probabilities has {len(d.probabilities)} numbers for {sources} sources. Give one for each."
+        elif abs(sum(d.probabilities) - 1) > 1e-6:
+            yield f"data.probabilities add up to {sum(d.probabilities):g}, not to 1."
+
+
+def _said(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"[{','.join(names)}]"
 
 
 def outputs(config: Config) -> Iterable[str]:

@@ -18,9 +18,9 @@ PLAIN_SECONDS = 15.0  # between lines of progress where there is no terminal
 class Terminal:
     """Writes to stdout; where that is no terminal, progress is a line now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         width = None if sys.stdout.isatty() else 110
-        self.console = Console(width=width, highlight=False, soft_wrap=False)
+        self.console = Console(width=width, highlight=False, soft_wrap=False, quiet=quiet)
 
     def say(self, text: str) -> None:
         """One line on what is going on."""
@@ -52,12 +52,17 @@ class Terminal:
             yield lambda news: status.update(news)
 
     @contextmanager
-    def progress(self, what: str, total: int, done: int = 0, *, unit: str, summary: bool = True) -> Iterator["Bar"]:
-        """A bar for `total` steps, of which `done` are behind; with `summary` it leaves a line of what was done."""
+    def progress(
+        self, what: str, total: int | None, done: int = 0, *, unit: str, summary: bool = True
+    ) -> Iterator["Bar"]:
+        """A bar for `total` steps, of which `done` are behind; with `summary` it leaves a line of what was done.
+
+        Where nobody knows the total it is None, and the line appears only after what took a while.
+        """
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.completed}" if total is None else "{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
         )
@@ -113,7 +118,9 @@ class Terminal:
 class Bar:
     """One progress bar."""
 
-    def __init__(self, terminal: Terminal, drawn: Progress, task: Any, *, what: str, total: int, done: int, unit: str):
+    def __init__(
+        self, terminal: Terminal, drawn: Progress, task: Any, *, what: str, total: int | None, done: int, unit: str
+    ):
         self.terminal, self.drawn, self.task = terminal, drawn, task
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.begun, self.said, self.numbers = done, time.monotonic(), time.monotonic(), ""
@@ -124,7 +131,7 @@ class Bar:
         self.numbers = numbers
         self.drawn.update(self.task, advance=n, numbers=numbers)
         now = time.monotonic()
-        if not self.terminal.console.is_terminal and now - self.said >= PLAIN_SECONDS and self.done < self.total:
+        if not self.terminal.console.is_terminal and now - self.said >= PLAIN_SECONDS and self.done != self.total:
             self.said = now
             self._line()
 
@@ -132,15 +139,18 @@ class Bar:
         """Leave one line of what was done."""
         seconds = time.monotonic() - self.begun
         fresh = self.done - self.first
-        if fresh:
+        if fresh and (self.total is not None or seconds >= PLAIN_SECONDS):
             self.terminal.say(
-                f"{self.what}: {self.done}/{self.total} {self.unit} in {duration(seconds)} {self.numbers}".rstrip()
+                f"{self.what}: {self._count()} {self.unit} in {duration(seconds)} {self.numbers}".rstrip()
             )
 
     def _line(self) -> None:
         rate = (self.done - self.first) / max(1e-9, self.said - self.begun)
-        left = duration((self.total - self.done) / rate) if rate else "?"
-        self.terminal.say(f"{self.what}: {self.done}/{self.total} {self.unit} {self.numbers} ({left} left)")
+        left = f" ({duration((self.total - self.done) / rate) if rate else '?'} left)" if self.total is not None else ""
+        self.terminal.say(f"{self.what}: {self._count()} {self.unit} {self.numbers}{left}")
+
+    def _count(self) -> str:
+        return f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
 
 
 def duration(seconds: float) -> str:
