@@ -15,9 +15,10 @@ README = README_FILE.read_text(encoding="utf-8")
 
 
 def commands() -> list[list[str]]:
-    """The arguments of every `python -m dpo_lab` line, without its comment."""
-    lines = re.findall(r"^(?:\S*python) -m dpo_lab (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
-    return [shlex.split(line) for line in lines]
+    """The primary file and the arguments of every `python -m dpo_lab` line, without its comment."""
+    whole = re.sub(r"\\\n\s*", "", README)
+    lines = re.findall(r"^(?:\S*python) -m dpo_lab(\.preview)? (.*?)(?:\s+#.*)?$", whole, re.MULTILINE)
+    return [[door.removeprefix(".") or "train", *shlex.split(line)] for door, line in lines]
 
 
 def blocks(language: str) -> list[str]:
@@ -35,7 +36,10 @@ def test_every_command_of_the_readme_is_accepted(
     (tmp_path / "RUN" / "final" / "adapter_config.json").write_text("{}")
     if "--help" in arguments:
         return
-    cli.prepare(arguments)
+    for folder in ("LLaMA-Factory/data", "DIR"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "dataset_info.json").write_text("{}")
+    cli.prepare(arguments[1:], arguments[0])
 
 
 def test_the_readme_has_commands() -> None:

@@ -83,6 +83,105 @@ def learns_otherwise(ran: Ran) -> None:
     assert [row["train/loss"] for row in rows(ran.folder, "train/")] != [row["train/loss"] for row in plain]
 
 
+def in_format(name: str, i: int, prompt: str, good: str, bad: str) -> list[dict[str, Any]]:
+    """The rows of one pair."""
+
+    def said(role: str, text: str) -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    def told(who: str, text: str) -> dict[str, str]:
+        return {"from": who, "value": text}
+
+    def part(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "value": text}]}
+
+    answers = {"chosen": good, "rejected": bad}
+    whole = {side: [said("user", prompt), said("assistant", text)] for side, text in answers.items()}
+    rows: dict[str, list[dict[str, Any]]] = {
+        "trl": [{"prompt": prompt} | answers],
+        "alpaca": [{"instruction": prompt, "input": ""} | answers],
+        "sharegpt": [
+            {"conversations": [told("human", prompt)]} | {side: told("gpt", text) for side, text in answers.items()}
+        ],
+        "openai": [{"messages": [said("user", prompt)]} | {s: said("assistant", text) for s, text in answers.items()}],
+        "v1": [{f"{side}_messages": [part("user", prompt), part("assistant", text)] for side, text in answers.items()}],
+        "orca": [{"question": prompt} | answers],
+        "argilla": [{"instruction": prompt, "chosen_response": good, "rejected_response": bad}],
+        "icr": [{"input": prompt} | answers],
+        "hh": [{side: f"\n\nHuman: {prompt}\n\nAssistant: {text}" for side, text in answers.items()}],
+        "ultrafeedback": [{"prompt": prompt, "score_chosen": 8.0, "score_rejected": 3.0} | whole],
+        "ranked": [{"prompt": prompt, "answers": [{"answer": bad, "rank": 2.0}, {"answer": good, "rank": 1.0}]}],
+        "scored": [{"prompt": prompt, "responses": [bad, good], "scores": [1, 5]}],
+        "kto": [{"prompt": prompt, "completion": text, "label": text == good} for text in (good, bad)],
+    }
+    return rows[name]
+
+
+def write_format(path: Path, name: str) -> Path:
+    """24 pairs, in any format the same ones."""
+    pairs = [(f"Question {i}: why?", "Because " + "of this. " * (1 + i % 3) + "Yes.", "No") for i in range(24)]
+    rows = [row for i, pair in enumerate(pairs) for row in in_format(name, i, *pair)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def reads(name: str) -> Callable[[Ran], None]:
+    """The same token ids as from the plainest format."""
+
+    def check(ran: Ran) -> None:
+        plain = ran.plain(f"data.path={write_format(ran.lab.root / 'plain.jsonl', 'trl')}", "data.format=trl")
+        ours, theirs = ran.facts["data"], read_json(plain.facts)["data"]
+        assert ours["format"] == name
+        assert ours["train"]["kept"] == theirs["train"]["kept"] > 10
+        assert ours["fingerprint"] == theirs["fingerprint"]
+        assert ours["heldout_fingerprint"] == theirs["heldout_fingerprint"]
+
+    return check
+
+
+def makes(pairs: int) -> Callable[[Ran], None]:
+    """So many pairs in both splits."""
+
+    def check(ran: Ran) -> None:
+        assert sum(ran.facts["data"][split]["kept"] for split in ("train", "heldout")) == pairs
+
+    return check
+
+
+def write_ranked(path: Path) -> Path:
+    """12 prompts with three ranked answers each."""
+    answers = [{"answer": text, "rank": rank} for rank, text in enumerate(("Of course it is.", "It may be.", "No"), 1)]
+    rows = [{"prompt": f"Question {i}: is it?", "answers": answers} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_faulty(path: Path) -> Path:
+    """24 rows of which two are no pairs."""
+    write_format(path, "trl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[3], lines[7] = '{"prompt": "torn', json.dumps({"prompt": "and", "chosen": "no answer"})
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def write_two(path: Path) -> str:
+    """24 pairs in one file and 6 in another."""
+    small = path.with_name("small.jsonl")
+    rows = [in_format("trl", i, f"Another {i}?", "Yes, that one.", "No")[0] for i in range(6)]
+    small.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return f"[{write_format(path, 'trl')},{small}]"
+
+
+# What a choice of data reads: key -> a function that writes it and says where.
+DATA: dict[str, Callable[[Path], Path | str]] = {
+    "data.truncation": write_turns,
+    "data.ranking": write_ranked,
+    "data.on_error": write_faulty,
+    "data.mix": write_two,
+}
+
+
 ROPE = "data.max_length=600"  # the tiny model is made for 512
 SCHEDULE = ("optim.max_steps=4", "optim.warmup_ratio=0", "optim.lr=1e-2")
 SIDES = {"chosen": "Of this. ", "rejected": "No. "}
@@ -113,9 +212,26 @@ CHOICES: dict[str, Fact] = {
     "lora.init=gaussian": Fact(
         lambda ran: holds(ran.final()[next(n for n in ran.final() if "lora_A" in n)].std() > 0.05)
     ),
-    "data.format=trl": Fact(lambda ran: holds(ran.facts["data"]["format"] == "trl")),
-    "data.format=alpaca": Fact(lambda ran: holds(ran.facts["data"]["format"] == "alpaca")),
-    "data.format=sharegpt": Fact(alike, refused="sharegpt"),
+    **{
+        f"data.format={name}": Fact(reads(name))
+        for name in (
+            *("trl", "alpaca", "sharegpt", "openai", "v1", "orca", "argilla", "icr", "hh", "ultrafeedback"),
+            *("ranked", "scored", "kto"),
+        )
+    },
+    "data.ranking=best_worst": Fact(makes(12)),
+    "data.ranking=adjacent": Fact(makes(24)),
+    "data.mix=interleave_under": Fact(makes(12)),
+    "data.mix=interleave_over": Fact(makes(48)),
+    "data.on_error=drop": Fact(
+        lambda ran: holds(ran.facts["data"]["train"]["dropped"] == {"broken JSON": 1, "rejected is missing": 1})
+    ),
+    "data.hub.where=modelscope": Fact(
+        alike,
+        ("data=hub", "data.path=-", "data.hub.name=nobody/nothing"),
+        refused="pip install" if find_spec("modelscope_hub") is None else "ModelScope",
+    ),
+    "doctor.fail_on=warning": Fact(alike, refused="doctor.fail_on=warning stops here"),
     "data.truncation=cut_prompt": Fact(cuts("prompts cut"), TIGHT),
     "data.truncation=cut_answer": Fact(cuts("answers cut"), ("data.max_length=120",)),
     "data.truncation=cut_both": Fact(cuts("prompts cut", "answers cut"), TIGHT),
@@ -141,6 +257,9 @@ CHOICES: dict[str, Fact] = {
 }
 MORE: dict[str, Fact] = {
     "model.gradient_checkpointing=true": Fact(alike),
+    "data.ranking=all": Fact(makes(36)),
+    "doctor.fail_on=error": Fact(lambda ran: holds(read_json(ran.folder.doctor)["worst"] == "warning")),
+    "doctor.enabled=false": Fact(lambda ran: holds(not ran.folder.doctor.exists())),
     "lora.dropout=0.5": Fact(learns_otherwise, ("optim.warmup_ratio=0",)),
     "lora.target_modules=attention": Fact(lambda ran: holds(not [n for n in ran.final() if "mlp" in n])),
     "lora.target_modules=[q_proj]": Fact(lambda ran: holds(all("q_proj" in n for n in ran.final()))),
@@ -221,8 +340,11 @@ def test_a_choice_does_what_it_says(
     root.mkdir(exist_ok=True)
     lab = Lab(root, model, pairs, output=root / choice.replace("=", "_").replace("[", "_").replace("]", "_"))
     words = (*SHORT, *fact.words, choice)
-    if choice.startswith("data.truncation"):
-        words = (f"data.path={write_turns(root / 'turns.jsonl')}", *words)
+    key, _, value = choice.partition("=")
+    if key in DATA:
+        words = (f"data.path={DATA[key](root / f'{key}.jsonl')}", *words)
+    if key == "data.format":
+        words = (f"data.path={write_format(root / f'{value}.jsonl', value)}", *words)
     if fact.refused:
         assert fact.refused in _refusal(lab, words)
         return

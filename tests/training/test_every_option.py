@@ -3,6 +3,7 @@
 An option without a fact here fails the first test; a fact is read from what the run left behind, or from what it did.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -301,7 +302,7 @@ def is_trained_on(name: str, fmt: str, kept: int) -> Check:
     def check(ran: Ran) -> None:
         data = ran.facts["data"]
         assert (data["format"], data["train"]["kept"]) == (fmt, kept)
-        assert name in str(ran.config["data"]["path"] or ran.config["data"]["hub"])
+        assert name in str(ran.config["data"]["path"] or ran.config["data"]["name"] or ran.config["data"]["hub"])
 
     return check
 
@@ -312,6 +313,7 @@ DATA = {
     "data=demo_zh": Fact(is_trained_on("demo_zh_train.jsonl", "trl", 160), (*OWN_SPLIT, "data.max_length=2000")),
     "data=dpo_zh_demo": Fact(is_trained_on("pairs.jsonl", "trl", 17)),
     "data=file": Fact(is_trained_on("pairs.jsonl", "trl", 17)),
+    "data=llamafactory": Fact(is_trained_on("mine", "alpaca", 17), ("data.path=-",)),
     "data=hub": Fact(is_trained_on("dataset", "trl", 17), ("data.path=-",)),
 }
 
@@ -537,6 +539,12 @@ def test_an_option_does_what_it_says(
             "{% if add_generation_prompt %}A: {% endif %}"
         )
         words.append(f"template.path={tmp_path / 'own.jinja'}")
+    if option == "data=llamafactory":
+        entry = {"file_name": lab.data.name, "ranking": True, "columns": {"prompt": "prompt"}}
+        entry["columns"] |= {"chosen": "chosen", "rejected": "rejected"}
+        (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+        shutil.copy(lab.data, tmp_path / lab.data.name)
+        words += [f"data.dir={tmp_path}", "data.name=mine"]
     if option == "data=hub":
         (tmp_path / "dataset").mkdir()
         shutil.copy(lab.data, tmp_path / "dataset" / "train.jsonl")
