@@ -22,6 +22,7 @@ from dpo_lab.runtime.files import atomic_produce, digest, file_lock, read_json, 
 
 BATCH = 1000  # pairs of a record batch
 # Shows how far something is: progress(what, total or None, unit=...) gives an object with advance(n).
+Bad = dict[str, tuple[int, int, str]]
 Progress = Callable[..., AbstractContextManager[Any]]
 
 
@@ -33,13 +34,14 @@ class PairTable:
         files: Arrow streams.
         key: changes when a pair does.
         format: the format that was taken.
-        bad: of the rows that gave no pair: reason -> (how many, the first's row).
+        bad: of the rows that gave no pair: reason -> (how many, the first's row, its file).
     """
 
     files: tuple[Path, ...]
     key: str
     format: str
-    bad: dict[str, tuple[int, int]]
+    bad: Bad
+    several: bool  # files
 
 
 def pair_table(source: Source, cache_dir: Path, *, drop: bool, progress: Progress | None = None) -> PairTable:
@@ -60,15 +62,15 @@ def pair_table(source: Source, cache_dir: Path, *, drop: bool, progress: Progres
         if (facts := whole(folder)) is None:
             atomic_produce(folder, lambda place: _write(source, place, drop=drop, progress=progress))
             facts = read_json(folder / "facts.json")
-    bad = {reason: (count, row) for reason, (count, row) in facts["bad"].items()}
-    return PairTable((folder / "pairs.arrow",), key, facts["format"], bad)
+    bad = {reason: (n, row, file) for reason, (n, row, file) in facts["bad"].items()}
+    return PairTable((folder / "pairs.arrow",), key, facts["format"], bad, facts["files"] > 1)
 
 
 def _write(source: Source, folder: Path, *, drop: bool, progress: Progress | None) -> None:
     import pyarrow
 
     folder.mkdir()
-    bad: dict[str, tuple[int, int]] = {}
+    bad: Bad = {}
 
     def on_bad(e: DataError) -> None:
         if isinstance(e, BadRow):
@@ -76,8 +78,8 @@ def _write(source: Source, folder: Path, *, drop: bool, progress: Progress | Non
         if not drop and not isinstance(e, Unpaired):
             raise e
         reason, row = _reason(e)
-        count, first = bad.get(reason, (0, row))
-        bad[reason] = (count + 1, first)
+        n, first, file = bad.get(reason, (0, row, rows.file))
+        bad[reason] = (n + 1, first, file)
 
     rows = _Rows(source.parts(on_bad), source.name)
     pairs, name = to_pairs(rows, source.reading, where=source.name, on_bad=on_bad)
@@ -91,7 +93,7 @@ def _write(source: Source, folder: Path, *, drop: bool, progress: Progress | Non
             writer.write_batch(pyarrow.record_batch(_columns(batch, rows), schema=schema))
             if bar is not None:
                 bar.advance(len(batch))
-    finish(folder, {"source": source.name, "format": name, "bad": bad})
+    finish(folder, {"source": source.name, "files": len(rows.files), "format": name, "bad": bad})
 
 
 def finish(folder: Path, facts: dict[str, Any]) -> None:
@@ -125,6 +127,11 @@ class _Rows:
             for number, row in rows:
                 last = start + number
                 yield last, row
+
+    @property
+    def file(self) -> str:
+        """The one that is being read."""
+        return self.files[-1] if self.files else self.name
 
     def place(self, number: int) -> tuple[str, int]:
         """The file of a number, and the row there."""
@@ -208,6 +215,13 @@ class Columns:
         i = bisect_right(self.ends, row)
         return self.batches[i], row - (self.ends[i - 1] if i else 0)
 
+    def batched(self, rows: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
+        """Each record batch that some rows, in rising order, are in, and their places in it."""
+        edges = np.searchsorted(rows, [0, *self.ends])
+        for i, batch in enumerate(self.batches):
+            if edges[i] < edges[i + 1]:
+                yield batch, rows[edges[i] : edges[i + 1]] - (self.ends[i - 1] if i else 0)
+
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers as a whole."""
         parts = [b.column(name).to_numpy(zero_copy_only=False) for b in self.batches]
@@ -233,21 +247,26 @@ class Pairs(Sequence[Pair]):
         files: of the tables, one after the other.
         key: changes when a pair in the files does.
         rows: places in the tables.
+        several: whether the pairs are from more files than one.
     """
 
-    def __init__(self, files: tuple[Path, ...], columns: Columns, key: str, rows: np.ndarray) -> None:
-        self.files, self.columns, self.key, self.rows = files, columns, key, rows
+    def __init__(
+        self, files: tuple[Path, ...], columns: Columns, key: str, rows: np.ndarray, *, several: bool = False
+    ) -> None:
+        self.files, self.columns, self.key, self.rows, self.several = files, columns, key, rows, several
 
     @classmethod
     def whole(cls, tables: Sequence[PairTable]) -> "Pairs":
         """All pairs of some tables, one after the other."""
         files = tuple(file for table in tables for file in table.files)
         columns = Columns.of(files)
-        return cls(files, columns, digest(*(table.key for table in tables)), np.arange(len(columns)))
+        several = len(tables) > 1 or any(table.several for table in tables)
+        key = digest(*(table.key for table in tables))
+        return cls(files, columns, key, np.arange(len(columns)), several=several)
 
     def at(self, places: np.ndarray) -> "Pairs":
         """Those at some places of this sequence, in their order."""
-        return Pairs(self.files, self.columns, self.key, self.rows[places])
+        return Pairs(self.files, self.columns, self.key, self.rows[places], several=self.several)
 
     def where(self, mask: np.ndarray) -> "Pairs":
         """Those for which a mask (N,) is true."""
@@ -260,6 +279,10 @@ class Pairs(Sequence[Pair]):
     def row(self, i: int) -> int:
         """Where a pair stands in its source, from 1."""
         return self.columns.text("row", int(self.rows[i]))
+
+    def file(self, i: int) -> str:
+        """The file that a pair is from; empty where there is one alone."""
+        return self.columns.text("source", int(self.rows[i])) if self.several else ""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,6 +1,6 @@
 """From the configuration of the data to the examples of both splits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from typing import Any
 from dpo_lab.config.schema import Data
 from dpo_lab.data.gather import heldout_sources, training_sources
 from dpo_lab.data.mix import mixed
-from dpo_lab.data.pairs import Pairs, Progress, pair_table
+from dpo_lab.data.pairs import Bad, Pairs, Progress, pair_table
 from dpo_lab.data.pairs import prompt_hash as prompt_hash
 from dpo_lab.data.templates import Template
-from dpo_lab.data.tokenize import Encoder, warn_of_names
+from dpo_lab.data.tokenize import Encoder
 from dpo_lab.data.tokens import Examples, Tokenised, tokenise
 from dpo_lab.data.types import Counts, Message
 from dpo_lab.runtime.errors import DataError
@@ -22,15 +22,15 @@ class Split:
     """Pairs to train on, pairs held out, and the format they were in.
 
     Attributes:
-        train_bad: of rows that gave no pair: reason -> (how many, the first's row).
+        train_bad: of rows that gave no pair: reason -> (how many, the first's row, its file).
         heldout_bad: the same of the sources of held-out pairs.
     """
 
     train: Pairs
     heldout: Pairs
     format: str
-    train_bad: dict[str, tuple[int, int]]
-    heldout_bad: dict[str, tuple[int, int]]
+    train_bad: Bad
+    heldout_bad: Bad
 
 
 @dataclass(frozen=True)
@@ -100,35 +100,32 @@ def prepare(split: Split, data: Data, template: Template, cache_dir: Path) -> Pr
     train = tokenise(
         split.train, encoder, cache_dir, limit=data.max_pairs, workers=workers, heldout=split.heldout.hashes()
     )
-    _add_bad(train.counts, split.train_bad)
+    _add_bad(train.counts, split.train_bad, split.train)
     if not train.examples:
         held = f"{len(split.heldout)} held out, {train.counts}"
         raise DataError(f"No pair is left to train on ({held}). {_advice(train.counts, data)}")
     heldout = tokenise(split.heldout, encoder, cache_dir, limit=data.max_eval_pairs, workers=workers)
-    _add_bad(heldout.counts, split.heldout_bad)
+    _add_bad(heldout.counts, split.heldout_bad, split.heldout)
     apart = data.eval_path or data.eval_names
     if apart and not heldout.examples:
         raise DataError(
             f"No pair of {apart} is left to evaluate on ({heldout.counts}). {_advice(heldout.counts, data)}"
         )
-    for counts in (train.counts, heldout.counts):
-        warn_of_names(counts)
     looked = {"train": train, "heldout": heldout}
     return Prepared(train.examples, heldout.examples, train.counts, heldout.counts, split.format, looked)
 
 
-def _added(parts: Any) -> dict[str, tuple[int, int]]:
-    total: dict[str, tuple[int, int]] = {}
-    for part in parts:
-        for reason, (count, row) in part.items():
-            before, first = total.get(reason, (0, row))
-            total[reason] = (before + count, first)
+def _added(parts: Iterable[Bad]) -> Bad:
+    total: Bad = {}
+    for reason, (n, row, file) in (found for part in parts for found in part.items()):
+        before, first, where = total.get(reason, (0, row, file))
+        total[reason] = (before + n, first, where)
     return total
 
 
-def _add_bad(counts: Counts, bad: dict[str, tuple[int, int]]) -> None:
-    for reason, (n, row) in bad.items():
-        counts.drop(reason, row, n)
+def _add_bad(counts: Counts, bad: Bad, pairs: Pairs) -> None:
+    for reason, (n, row, file) in bad.items():
+        counts.drop(reason, row, n, file if pairs.several else "")
 
 
 def _advice(counts: Counts, data: Data) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,12 +73,16 @@ class Template:
     Attributes:
         tokenizer: its `chat_template` is the one in use, so that saving it saves the template.
         end_of_turn: token ids that close an answer.
+        own: the chat template that the tokenizer came with.
     """
 
     def __init__(
         self, tokenizer: Any, name: str, *, path: Path | None = None, enable_thinking: bool | None = None
     ) -> None:
         self.tokenizer, self.name = tokenizer, name
+        self.own: str | None = None
+        with suppress(ValueError):  # several by name, none of them the default
+            self.own = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self._fast, self._identity = _plain_fast(tokenizer), ""
         if name in NEEDS:
             self._check_known(name)

@@ -1,5 +1,6 @@
 """Token ids on disk: tokenised once for a template and a length, in parallel, then read as memory-mapped files."""
 
+import hashlib
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from dpo_lab.data.pairs import Columns, Pairs, code_version, finish, pair_of, whole
 from dpo_lab.data.tokenize import Encoder
 from dpo_lab.data.types import Counts, Example
+from dpo_lab.runtime.errors import DataError, Interrupted
 from dpo_lab.runtime.files import atomic_produce, digest, file_lock
 
 log = logging.getLogger(__name__)
@@ -50,8 +52,11 @@ class Examples(Sequence[Example]):
 
     def digest(self) -> str:
         """A hash of the token ids, in order."""
-        parts = (self.tokens.ids(name, int(row)) for row in self.rows for name in IDS)
-        return digest(*(np.asarray(ids, dtype=np.int32).tobytes() for ids in parts))
+        hashes = {name: hashlib.blake2b(digest_size=8) for name in IDS}  # whatever the batches on disk are
+        for batch, rows in self.tokens.batched(self.rows):
+            for name, h in hashes.items():
+                h.update(batch.column(name).take(rows).flatten().to_numpy(zero_copy_only=False))
+        return digest(self.lengths.tobytes(), *(h.digest() for h in hashes.values()))
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def _count(
     for row in np.flatnonzero(out):
         why = columns.text("reason", int(row)) if reasons[row] >= 0 else "prompt is held out"
         dropped[int(row)] = why
-        counts.drop(why, pairs.row(int(row)))
+        counts.drop(why, pairs.row(int(row)), file=pairs.file(int(row)))
     named = np.flatnonzero(columns.numbers("named")[: len(out)])
     counts.named = len(named)
     if len(named):
@@ -140,7 +145,7 @@ def _count(
         rows = np.flatnonzero((cuts & bit > 0) & ~out)
         if len(rows):
             counts.cut[what] = len(rows)
-            counts.first_row.setdefault(what, pairs.row(int(rows[0])))
+            counts.found(what, pairs.row(int(rows[0])), pairs.file(int(rows[0])))
     return counts, dropped, frozenset(np.flatnonzero((cuts > 0) & ~out).tolist())
 
 
@@ -204,7 +209,7 @@ def _write(pairs: Pairs, encoder: Encoder, folder: Path, workers: int | None) ->
     processes = min(workers or (os.cpu_count() or 1), max(1, n // BATCH)) if workers or n >= PARALLEL else 1
     if n >= PARALLEL:
         log.info("tokenising %d pairs, processes: %d", n, processes)
-    with _bar(n >= PARALLEL and sys.stderr.isatty()), _forking(processes):
+    with _bar(n >= PARALLEL and sys.stderr.isatty()), _forking(processes), _told():
         source.select(pairs.rows).map(
             Step(encoder),
             batched=True,
@@ -218,6 +223,24 @@ def _write(pairs: Pairs, encoder: Encoder, folder: Path, workers: int | None) ->
             desc="tokenising",
         )
     finish(folder, {"pairs": n, "max_length": encoder.max_length, "truncation": encoder.truncation})
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What really ended the work: `datasets` puts a time-out of its own in the place of an interruption."""
+    try:
+        yield
+    except Exception as e:
+        cause: BaseException | None = e
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt | Interrupted):
+                raise cause from None
+            cause = cause.__context__
+        if isinstance(e, RuntimeError) and "abruptly died" in str(e):
+            raise DataError(
+                "A process that tokenises was killed, maybe for lack of memory. Try fewer: data.workers=1."
+            ) from e
+        raise
 
 
 @contextmanager

@@ -66,13 +66,21 @@ class Counts:
     dropped: dict[str, int] = field(default_factory=dict[str, int])
     cut: dict[str, int] = field(default_factory=dict[str, int])
     first_row: dict[str, int] = field(default_factory=dict[str, int])  # where each reason first occurred
+    first_file: dict[str, str] = field(default_factory=dict[str, str])  # the same, where there are several files
     named: int = 0  # pairs whose texts hold names of special tokens
     first_named: int = 0
 
-    def drop(self, reason: str, row: int, n: int = 1) -> None:
+    def drop(self, reason: str, row: int, n: int = 1, file: str = "") -> None:
         """Count pairs that are left out."""
         self.dropped[reason] = self.dropped.get(reason, 0) + n
-        self.first_row.setdefault(reason, row)
+        self.found(reason, row, file)
+
+    def found(self, what: str, row: int, file: str = "") -> None:
+        """Remember where something occurred first; a file is named where there are several."""
+        if what not in self.first_row:
+            self.first_row[what] = row
+            if file:
+                self.first_file[what] = file
 
     def add(self, row: int, dropped: str | None, cuts: Iterable[str] = (), named: bool = False) -> None:
         """Count one pair: what was cut of it, or why it was left out."""
@@ -85,12 +93,14 @@ class Counts:
         self.kept += 1
         for what in cuts:
             self.cut[what] = self.cut.get(what, 0) + 1
-            self.first_row.setdefault(what, row)
+            self.found(what, row)
 
     def __str__(self) -> str:
         parts = [f"{self.kept} kept"]
-        parts += [
-            f"{n} dropped ({reason}, first in row {self.first_row[reason]})" for reason, n in self.dropped.items()
-        ]
+        parts += [f"{n} dropped ({reason}, first in {self._place(reason)})" for reason, n in self.dropped.items()]
         parts += [f"{n} {what}" for what, n in self.cut.items()]
         return ", ".join(parts)
+
+    def _place(self, what: str) -> str:
+        file = self.first_file.get(what, "").rpartition("/")[2]
+        return f"row {self.first_row[what]}{f' of {file}' if file else ''}"

@@ -1,6 +1,7 @@
 """Requests to end a run: signals and control.json. Both end it at a safe point, with a checkpoint."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,32 @@ class Interrupt:
         former = {s: signal.getsignal(s) for s in SIGNALS}
         self.listen()
         try:
+            yield
+        finally:
+            for s, handler in former.items():
+                signal.signal(s, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Where nothing is lost by it, signals end the run in the middle of what it does while the block runs.
+
+        Processes that are forked meanwhile leave the end to this one.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        owner = os.getpid()
+
+        def end(number: int, frame: FrameType | None) -> None:
+            if os.getpid() == owner:
+                self.received = number
+                self.check()
+            elif number == signal.SIGTERM:
+                os._exit(128 + number)
+
+        former = {s: signal.signal(s, end) for s in SIGNALS}
+        try:
+            self.check()
             yield
         finally:
             for s, handler in former.items():

@@ -16,6 +16,7 @@ from dpo_lab.data.doctor.page import write_page
 from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
 from dpo_lab.data.templates import Template, load_template
+from dpo_lab.data.tokenize import warn_of_names
 from dpo_lab.models.load import rope_facts
 from dpo_lab.models.lora import parameter_counts
 from dpo_lab.models.precision import Precision, resolve_precision
@@ -112,9 +113,12 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         for there in {start.identity: start, named.identity: named}.values():
             check_rope(there, rope)
         references.check_vocabulary(config, source, template.tokenizer)
-    data = prepare(split, config.data, template, run.cache_dir)  # outside the spinner: it has a bar of its own
+    with run.interrupt.at_once():  # outside the spinner: tokenising has a bar of its own
+        data = prepare(split, config.data, template, run.cache_dir)
     steps = _count_steps(config, len(data.train))
     log.info("data ready: %s; held out: %s", data.train_counts, data.heldout_counts)
+    if not config.doctor.enabled:  # which says it too
+        warn_of_names(data.train_counts)
     report = _examined(run, data, template) if rank == 0 and microbatch is None else None
     with run.terminal.working("loading the model"):
         torch.manual_seed(config.seed)

@@ -44,7 +44,8 @@ def train(config: Config, tree: dict[str, Any], run_dir: Path) -> dict[str, floa
         if folder.control.exists():  # an order to a former call of this run
             folder.control.unlink()
         folder.write_status("running")
-        split = _read(config, terminal)
+        with interrupt.at_once():
+            split = _read(config, terminal)
         log.info("%d pairs to train on and %d held out, as %s", len(split.train), len(split.heldout), split.format)
         with terminal.working("loading libraries"):
             from dpo_lab.training.align import Run

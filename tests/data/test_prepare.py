@@ -148,7 +148,15 @@ def test_facts_change_with_the_tokens_and_with_nothing_else(tmp_path, template):
         return prepare(read_pairs(config), config, template).facts()
 
     plain = facts([row("a"), row("b")])
-    assert plain["train"] == {"kept": 2, "dropped": {}, "cut": {}, "first_row": {}, "named": 0, "first_named": 0}
+    assert plain["train"] == {
+        "kept": 2,
+        "dropped": {},
+        "cut": {},
+        "first_row": {},
+        "first_file": {},
+        "named": 0,
+        "first_named": 0,
+    }
     assert json.loads(json.dumps(plain)) == plain
     assert facts([row("a") | {"source": "x"}, row("b")]) == plain
     assert facts([row("b"), row("a")])["fingerprint"] != plain["fingerprint"]

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from dpo_lab.data import pairs as pairs_module
 from dpo_lab.data import tokens as tokens_module
 from dpo_lab.data.prepare import prepare, read_pairs
 from dpo_lab.data.templates import Template
-from dpo_lab.data.tokenize import tokenize
+from dpo_lab.data.tokenize import Encoder, tokenize
+from dpo_lab.data.tokens import tokenise
 from dpo_lab.runtime.errors import DataError
 
 
@@ -169,7 +173,7 @@ def test_labelled_answers_find_their_partners_in_other_files(tmp_path):
     split = read_pairs(data_config(path=str(tmp_path / "data")), tmp_path / "cache")
     assert questions(split.train) == [f"q{i}" for i in range(1, 30)]
     assert {(p.chosen, p.rejected) for p in split.train} == {("yes", "no")}
-    assert [count for count, _ in split.train_bad.values()] == [2], "lone answers are counted, not raised"
+    assert [count for count, *_ in split.train_bad.values()] == [2], "lone answers are counted, not raised"
 
 
 def test_sources_follow_each_other_and_may_have_different_formats(tmp_path, template):
@@ -293,3 +297,22 @@ def test_a_file_without_a_single_usable_row_says_so_even_where_rows_are_dropped(
     config = data_config(path=write(tmp_path / "a.jsonl", [row(1), row(2)]), on_error="drop")
     with pytest.raises(DataError, match=r"No pair is left to train on.*2 dropped \(prompt"):
         prepare(read_pairs(config, tmp_path / "cache"), config, template, tmp_path / "cache")
+
+
+class Slow(Encoder):
+    def __call__(self, pairs):
+        time.sleep(0.3)
+        return super().__call__(pairs)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_tokenising_at_once_and_leaves_no_half_a_table(many, template, tmp_path, workers):
+    pairs = read_pairs(data_config(path=many), tmp_path).train
+    began = time.monotonic()
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        tokenise(pairs, Slow(template, 100, "drop"), tmp_path, limit=None, workers=workers)
+    timer.join()
+    assert time.monotonic() - began < 30
+    assert [p.name for p in (tmp_path / "data").iterdir() if "tokens" in p.name and p.suffix != ".lock"] == []

@@ -104,7 +104,11 @@ def _dropped(split: str, check: str, reasons: list[str], total: int, counts: Cou
         dict([*FIXES.values(), FAULTY])[check],
         count,
         share,
-        tuple(Place("", counts.first_row[reason], split) for reason in reasons if reason in counts.first_row),
+        tuple(
+            Place(counts.first_file.get(reason, ""), counts.first_row[reason], split)
+            for reason in reasons
+            if reason in counts.first_row
+        ),
     )
 
 
@@ -119,5 +123,5 @@ def _cut(split: str, what: str, count: int, counts: Counts) -> Finding:
         "Raise data.max_length so that fewer are, or drop them with data.truncation=drop.",
         count,
         share,
-        (Place("", counts.first_row[what], split),) if what in counts.first_row else (),
+        (Place(counts.first_file.get(what, ""), counts.first_row[what], split),) if what in counts.first_row else (),
     )

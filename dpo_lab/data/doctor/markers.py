@@ -141,7 +141,7 @@ def _other_family(template: Template, text: str) -> Finding | None:
 
 def _not_its_own(template: Template) -> Finding | None:
     """The tokenizer came with a template that writes the same turns differently."""
-    own = getattr(template, "own", None)
+    own = template.own
     if not own or template.name == "auto":
         return None
     turns: list[Any] = [
