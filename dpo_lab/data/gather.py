@@ -39,6 +39,14 @@ class Source:
         """What to call it in a few words."""
         return self.path.name if self.path else self.name
 
+    def files(self) -> list[Path]:
+        """The local files; none for a dataset of a hub.
+
+        Raises:
+            DataError: there is nothing to read.
+        """
+        return [] if self.path is None else data_files(self.path)
+
     def parts(self, on_bad: OnBad) -> Iterator[tuple[str, Rows]]:
         """Each file's name and its rows, read as they are asked for; there is at least one.
 

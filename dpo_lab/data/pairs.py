@@ -1,29 +1,20 @@
-"""Pairs on disk: each source becomes one Arrow table, written once and read as a memory-mapped file."""
+"""Pairs in memory-mapped Arrow tables: any of them at once, a million for the price of a thousand."""
 
 import hashlib
 import json
-import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from dpo_lab.data.formats import BadRow, Unpaired, to_pairs
-from dpo_lab.data.gather import Source
-from dpo_lab.data.types import Message, Pair, Row
-from dpo_lab.runtime.errors import DataError
-from dpo_lab.runtime.files import atomic_produce, digest, file_lock, read_json, write_json
+from dpo_lab.data.types import Message, Pair
+from dpo_lab.runtime.files import digest
 
-BATCH = 1000  # pairs of a record batch
-# Shows how far something is: progress(what, total or None, unit=...) gives an object with advance(n).
-Bad = dict[str, tuple[int, int, str]]
-Progress = Callable[..., AbstractContextManager[Any]]
+Bad = dict[str, tuple[int, int, str]]  # reason -> how many, the first's row, its file
 
 
 @dataclass(frozen=True)
@@ -44,107 +35,6 @@ class PairTable:
     several: bool  # files
 
 
-def pair_table(source: Source, cache_dir: Path, *, drop: bool, progress: Progress | None = None) -> PairTable:
-    """The pairs of a source; from the cache if they are there.
-
-    Args:
-        source: a file, a folder or a dataset of a hub.
-        cache_dir: tables lie in its folder data/.
-        drop: leave out and count rows that cannot be used, instead of raising.
-        progress: shows how far a first reading is.
-
-    Raises:
-        DataError: the source or a row of it cannot be used; says where and why.
-    """
-    key = digest(code_version(), source.fingerprint(cache_dir / "fingerprints"), repr(source.reading), f"drop {drop}")
-    folder = cache_dir / "data" / f"pairs-{key}"
-    with file_lock(folder.with_suffix(".lock"), wait=True):
-        if (facts := whole(folder)) is None:
-            atomic_produce(folder, lambda place: _write(source, place, drop=drop, progress=progress))
-            facts = read_json(folder / "facts.json")
-    bad = {reason: (n, row, file) for reason, (n, row, file) in facts["bad"].items()}
-    return PairTable((folder / "pairs.arrow",), key, facts["format"], bad, facts["files"] > 1)
-
-
-def _write(source: Source, folder: Path, *, drop: bool, progress: Progress | None) -> None:
-    import pyarrow
-
-    folder.mkdir()
-    bad: Bad = {}
-
-    def on_bad(e: DataError) -> None:
-        if isinstance(e, BadRow):
-            e = rows.placed(e)
-        if not drop and not isinstance(e, Unpaired):
-            raise e
-        reason, row = _reason(e)
-        n, first, file = bad.get(reason, (0, row, rows.file))
-        bad[reason] = (n + 1, first, file)
-
-    rows = _Rows(source.parts(on_bad), source.name)
-    pairs, name = to_pairs(rows, source.reading, where=source.name, on_bad=on_bad)
-    schema = pyarrow.schema(SCHEMA())
-    with (
-        pyarrow.OSFile(str(folder / "pairs.arrow"), "wb") as sink,
-        pyarrow.ipc.new_stream(sink, schema) as writer,
-        progress(f"reading {source.title}", None, unit="pairs") if progress else nullcontext() as bar,
-    ):
-        while batch := list(islice(pairs, BATCH)):
-            writer.write_batch(pyarrow.record_batch(_columns(batch, rows), schema=schema))
-            if bar is not None:
-                bar.advance(len(batch))
-    finish(folder, {"source": source.name, "files": len(rows.files), "format": name, "bad": bad})
-
-
-def finish(folder: Path, facts: dict[str, Any]) -> None:
-    """Say of a folder's tables that they are all there."""
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.arrow"))}
-    write_json(folder / "facts.json", facts | {"bytes": sizes})
-
-
-def whole(folder: Path) -> dict[str, Any] | None:
-    """The facts of a folder of tables; None where it is not there, or a file is not what it was."""
-    facts = read_json(folder / "facts.json")
-    if not isinstance(facts, dict):
-        return None
-    there = {file.name: file.stat().st_size for file in folder.glob("*.arrow")}
-    return facts if there == facts.get("bytes") else None
-
-
-class _Rows:
-    """The rows of all files of a source, numbered through, and where each number is from."""
-
-    def __init__(self, parts: Iterator[tuple[str, Iterator[tuple[int, Row]]]], name: str) -> None:
-        self.parts, self.name = parts, name
-        self.files: list[str] = []
-        self.before: list[int] = []  # the last number before each file
-
-    def __iter__(self) -> Iterator[tuple[int, Row]]:
-        last = 0
-        for file, rows in self.parts:
-            self.files.append(file)
-            self.before.append(start := last)
-            for number, row in rows:
-                last = start + number
-                yield last, row
-
-    @property
-    def file(self) -> str:
-        """The one that is being read."""
-        return self.files[-1] if self.files else self.name
-
-    def place(self, number: int) -> tuple[str, int]:
-        """The file of a number, and the row there."""
-        i = bisect_left(self.before, number) - 1
-        return self.files[i], number - self.before[i]
-
-    def placed(self, e: BadRow) -> BadRow:
-        """The same fault with the file and the row there."""
-        file, row = self.place(e.row)
-        message = str(e).replace(f"{self.name}: row {e.row}:", f"{file}: row {row}:", 1)
-        return type(e)(message, row, e.reason)
-
-
 def SCHEMA() -> list[tuple[str, Any]]:  # noqa: N802 - a constant that needs pyarrow
     """Columns of a table of pairs; prompt and tools hold JSON."""
     import pyarrow
@@ -156,15 +46,15 @@ def SCHEMA() -> list[tuple[str, Any]]:  # noqa: N802 - a constant that needs pya
     ]
 
 
-def _columns(pairs: list[Pair], rows: _Rows) -> dict[str, list[Any]]:
-    places = [rows.place(p.row) for p in pairs]
+def cells_of(pairs: list[Pair]) -> dict[str, list[Any]]:
+    """The columns of a table that holds these pairs."""
     return {
         "prompt": [json.dumps(p.prompt, ensure_ascii=False) for p in pairs],
         "tools": [json.dumps(p.tools, ensure_ascii=False) if p.tools else None for p in pairs],
         "chosen": [p.chosen for p in pairs],
         "rejected": [p.rejected for p in pairs],
-        "source": [file for file, _ in places],
-        "row": [row for _, row in places],
+        "source": [p.source for p in pairs],
+        "row": [p.row for p in pairs],
         "prompt_hash": [prompt_hash(p.prompt) for p in pairs],
     }
 
@@ -174,23 +64,6 @@ def prompt_hash(prompt: Iterable[Message]) -> int:
     turns = [[m["role"], m["content"], *([calls] if (calls := m.get("tool_calls")) else [])] for m in prompt]
     text = json.dumps(turns, ensure_ascii=False)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def _reason(e: DataError) -> tuple[str, int]:
-    """What is wrong with a row, without where it is, so that equal faults count together; and its number."""
-    if isinstance(e, BadRow):
-        return e.reason, e.row
-    text = str(e)  # of a file: "FILE: line 3 is not UTF-8 text", "FILE: broken JSON in line 3, column 5: ..."
-    place = re.search(r"(?:row|line) (\d+)", text)
-    said = re.sub(r"^(?:the )?(?:row|line)(?: that ends in line)? \d+[:,]? ", "", text.partition(": ")[2] or text)
-    reason = re.split(r" in (?:the )?(?:row|line)|\. |: | \(", said)[0].rstrip(".")
-    return reason, int(place[1]) if place else 0
-
-
-@cache
-def code_version() -> str:
-    """A hash of the code that turns files into pairs and pairs into tokens: what an older one wrote is not read."""
-    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 class Columns:

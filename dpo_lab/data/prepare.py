@@ -1,15 +1,16 @@
 """From the configuration of the data to the examples of both splits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dpo_lab.config.schema import Data
 from dpo_lab.data.gather import heldout_sources, training_sources
 from dpo_lab.data.mix import mixed
-from dpo_lab.data.pairs import Bad, Pairs, Progress, pair_table
-from dpo_lab.data.pairs import prompt_hash as prompt_hash
+from dpo_lab.data.pairs import Bad, Pairs, prompt_hash
+from dpo_lab.data.tables import Progress, added, pair_table
 from dpo_lab.data.templates import Template
 from dpo_lab.data.tokenize import Encoder
 from dpo_lab.data.tokens import Examples, Tokenised, tokenise
@@ -70,15 +71,17 @@ def read_pairs(data: Data, cache_dir: Path, progress: Progress | None = None) ->
     Raises:
         DataError: a file or row cannot be used; says which and why.
     """
-    drop = data.on_error == "drop"
+    read = partial(
+        pair_table, cache_dir=cache_dir, drop=data.on_error == "drop", workers=_workers(data), progress=progress
+    )
     sources = training_sources(data)
-    tables = [pair_table(source, cache_dir, drop=drop, progress=progress) for source in sources]
+    tables = [read(source) for source in sources]
     pairs = mixed(tables, sources, data, how=data.mix)
     formats = ", ".join(dict.fromkeys(table.format for table in tables))
-    bad = _added(table.bad for table in tables)
+    bad = added(table.bad for table in tables)
     if apart := heldout_sources(data):
-        held = [pair_table(source, cache_dir, drop=drop, progress=progress) for source in apart]
-        return Split(pairs, mixed(held, apart, data, how="concat"), formats, bad, _added(table.bad for table in held))
+        held = [read(source) for source in apart]
+        return Split(pairs, mixed(held, apart, data, how="concat"), formats, bad, added(table.bad for table in held))
     # The same comparison as of two fractions: a hash is a number below 2^64.
     heldout = pairs.hashes() / 2.0**64 < data.eval_fraction
     return Split(pairs.where(~heldout), pairs.where(heldout), formats, bad, {})
@@ -96,7 +99,7 @@ def prepare(split: Split, data: Data, template: Template, cache_dir: Path) -> Pr
         DataError: nothing is left to train on, or nothing of a source of held-out pairs.
     """
     encoder = Encoder(template, data.max_length, data.truncation)
-    workers = None if data.workers == "auto" else data.workers
+    workers = _workers(data)
     train = tokenise(
         split.train, encoder, cache_dir, limit=data.max_pairs, workers=workers, heldout=split.heldout.hashes()
     )
@@ -115,12 +118,8 @@ def prepare(split: Split, data: Data, template: Template, cache_dir: Path) -> Pr
     return Prepared(train.examples, heldout.examples, train.counts, heldout.counts, split.format, looked)
 
 
-def _added(parts: Iterable[Bad]) -> Bad:
-    total: Bad = {}
-    for reason, (n, row, file) in (found for part in parts for found in part.items()):
-        before, first, where = total.get(reason, (0, row, file))
-        total[reason] = (before + n, first, where)
-    return total
+def _workers(data: Data) -> int | None:
+    return None if data.workers == "auto" else data.workers
 
 
 def _add_bad(counts: Counts, bad: Bad, pairs: Pairs) -> None:

@@ -12,7 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from dpo_lab.data.pairs import Columns, Pairs, code_version, finish, pair_of, whole
+from dpo_lab.data.pairs import Columns, Pairs, pair_of
+from dpo_lab.data.tables import code_version, finish, whole
 from dpo_lab.data.tokenize import Encoder
 from dpo_lab.data.types import Counts, Example
 from dpo_lab.runtime.errors import DataError, Interrupted

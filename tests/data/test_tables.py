@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toys import data_config, family
 
-from dpo_lab.data import pairs as pairs_module
+from dpo_lab.data import tables as tables_module
 from dpo_lab.data import tokens as tokens_module
 from dpo_lab.data.prepare import prepare, read_pairs
 from dpo_lab.data.templates import Template
@@ -95,7 +95,7 @@ def test_a_second_run_reads_and_tokenises_nothing(many, template, tmp_path, monk
     def never(*args, **kwargs):
         raise AssertionError("there is a table already")
 
-    monkeypatch.setattr(pairs_module, "_write", never)
+    monkeypatch.setattr(tables_module, "_write", never)
     monkeypatch.setattr(tokens_module, "_write", never)
     assert prepare(read_pairs(config, tmp_path), config, Template(family("chatml"), "auto"), tmp_path).facts() == first
     for changed in ({"max_length": 50}, {"truncation": "cut_both"}):
@@ -165,12 +165,40 @@ def test_a_faulty_row_of_a_folder_is_named_by_its_file_and_its_row_there(tmp_pat
         read_pairs(data_config(path=str(tmp_path / "data")), tmp_path / "cache")
 
 
+@pytest.fixture
+def shards(tmp_path):
+    """Five files of 40 pairs, two of them with a faulty row."""
+    for i in range(5):
+        rows = [row(f"q{i} {j}", f"good {j}") for j in range(40)]
+        if i in (1, 3):
+            rows[30] = {"prompt": "torn", "chosen": "y"}
+        write(tmp_path / "shards" / f"part-{i}.jsonl", rows)
+    return str(tmp_path / "shards")
+
+
+def test_files_read_side_by_side_give_the_same_pairs(shards, tmp_path):
+    found = {}
+    for workers in (1, 3):
+        config = data_config(path=shards, workers=workers, on_error="drop", eval_fraction=0.2)
+        split = read_pairs(config, tmp_path / f"cache {workers}")
+        assert len([*(tmp_path / f"cache {workers}").rglob("pairs-*/*.arrow")]) == (1 if workers == 1 else 5)
+        found[workers] = [list(split.train), list(split.heldout), split.train_bad, split.format]
+    assert found[1] == found[3]
+    assert found[1][2] == {"rejected is missing": (2, 31, f"{shards}/part-1.jsonl")}
+
+
+def test_a_fault_in_a_file_that_is_read_beside_others_is_told(shards, tmp_path):
+    with pytest.raises(DataError, match=r"part-1\.jsonl: row 31: rejected is missing"):
+        read_pairs(data_config(path=shards, workers=3), tmp_path / "cache")
+    assert [*(tmp_path / "cache").rglob("*.arrow")] == []
+
+
 def test_labelled_answers_find_their_partners_in_other_files(tmp_path):
     write(tmp_path / "data" / "a.jsonl", [{"prompt": f"q{i}", "completion": "yes", "label": True} for i in range(30)])
     write(
         tmp_path / "data" / "b.jsonl", [{"prompt": f"q{i}", "completion": "no", "label": False} for i in range(1, 31)]
     )
-    split = read_pairs(data_config(path=str(tmp_path / "data")), tmp_path / "cache")
+    split = read_pairs(data_config(path=str(tmp_path / "data"), workers=2), tmp_path / "cache")
     assert questions(split.train) == [f"q{i}" for i in range(1, 30)]
     assert {(p.chosen, p.rejected) for p in split.train} == {("yes", "no")}
     assert [count for count, *_ in split.train_bad.values()] == [2], "lone answers are counted, not raised"
