@@ -14,7 +14,7 @@ import numpy as np
 from dpo_lab.data.types import Message, Pair
 from dpo_lab.runtime.files import digest
 
-Bad = dict[str, tuple[int, int, str]]  # reason -> how many, the first's row, its file
+Bad = dict[str, tuple[int, int, str, str]]  # reason -> how many, the first's row, its file, faulty | unpaired
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def SCHEMA() -> list[tuple[str, Any]]:  # noqa: N802 - a constant that needs pya
     text = pyarrow.large_string()
     return [
         *(("prompt", text), ("tools", text), ("chosen", text), ("rejected", text)),
-        *(("source", pyarrow.string()), ("row", pyarrow.int64()), ("prompt_hash", pyarrow.uint64())),
+        *(("source", pyarrow.string()), ("row", pyarrow.int64())),
+        *((f"{what}_hash", pyarrow.uint64()) for what in ("prompt", "chosen", "rejected")),
     ]
 
 
@@ -55,14 +56,21 @@ def cells_of(pairs: list[Pair]) -> dict[str, list[Any]]:
         "rejected": [p.rejected for p in pairs],
         "source": [p.source for p in pairs],
         "row": [p.row for p in pairs],
-        "prompt_hash": [prompt_hash(p.prompt) for p in pairs],
+        "prompt_hash": [prompt_hash(p.prompt, p.tools) for p in pairs],
+        "chosen_hash": [_hash(p.chosen.strip()) for p in pairs],
+        "rejected_hash": [_hash(p.rejected.strip()) for p in pairs],
     }
 
 
-def prompt_hash(prompt: Iterable[Message]) -> int:
-    """64 bits that depend on the prompt alone."""
-    turns = [[m["role"], m["content"], *([calls] if (calls := m.get("tool_calls")) else [])] for m in prompt]
-    text = json.dumps(turns, ensure_ascii=False)
+def prompt_hash(prompt: Iterable[Message], tools: Sequence[dict[str, Any]] = ()) -> int:
+    """64 bits that depend on the prompt alone, not on spaces around its texts."""
+    turns: list[Any] = [
+        [m["role"], m["content"].strip(), *([calls] if (calls := m.get("tool_calls")) else [])] for m in prompt
+    ]
+    return _hash(json.dumps([*turns, *([{"tools": tools}] if tools else [])], ensure_ascii=False))
+
+
+def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -147,7 +155,12 @@ class Pairs(Sequence[Pair]):
 
     def hashes(self) -> np.ndarray:
         """(N,) a number for each prompt that depends on the prompt alone."""
-        return self.columns.numbers("prompt_hash").astype(np.uint64)[self.rows]
+        return self.keys()[:, 0]
+
+    def keys(self) -> np.ndarray:
+        """(N, 3) hashes of prompt, chosen and rejected answer, without spaces around them."""
+        names = ("prompt_hash", "chosen_hash", "rejected_hash")
+        return np.stack([self.columns.numbers(name).astype(np.uint64)[self.rows] for name in names], axis=1)
 
     def row(self, i: int) -> int:
         """Where a pair stands in its source, from 1."""

@@ -123,8 +123,8 @@ def _workers(data: Data) -> int | None:
 
 
 def _add_bad(counts: Counts, bad: Bad, pairs: Pairs) -> None:
-    for reason, (n, row, file) in bad.items():
-        counts.drop(reason, row, n, file if pairs.several else "")
+    for reason, (n, row, file, kind) in bad.items():
+        counts.drop(reason, row, n, file if pairs.several else "", kind)
 
 
 def _advice(counts: Counts, data: Data) -> str:

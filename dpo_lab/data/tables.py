@@ -48,7 +48,7 @@ def pair_table(
         if (facts := whole(folder)) is None:
             atomic_produce(folder, lambda place: _write(source, place, drop=drop, workers=workers, progress=progress))
             facts = read_json(folder / "facts.json")
-    bad = {reason: (n, row, file) for reason, (n, row, file) in facts["bad"].items()}
+    bad: Bad = {reason: (n, row, file, kind) for reason, (n, row, file, kind) in facts["bad"].items()}
     return PairTable(tuple(sorted(folder.glob("*.arrow"))), key, facts["format"], bad, facts["files"] > 1)
 
 
@@ -136,13 +136,16 @@ def _write_part(source: Source, file: Path, *, drop: bool, advance: Callable[[in
     bad: Bad = {}
 
     def on_bad(e: DataError) -> None:
+        file = rows.file
         if isinstance(e, BadRow):
+            file = rows.place(e.row)[0]
             e = rows.placed(e)
         if not drop and not isinstance(e, Unpaired):
             raise e
         reason, row = _reason(e)
-        n, first, where = bad.get(reason, (0, row, rows.file))
-        bad[reason] = (n + 1, first, where)
+        kind = "unpaired" if isinstance(e, Unpaired) else "faulty"
+        n, first, where, _ = bad.get(reason, (0, row, file, kind))
+        bad[reason] = (n + 1, first, where, kind)
 
     rows = _Rows(source.parts(on_bad), source.name)
     pairs, name = to_pairs(rows, source.reading, where=source.name, on_bad=on_bad)
@@ -162,9 +165,9 @@ def _ignored(e: DataError) -> None:
 def added(parts: Iterable[Bad]) -> Bad:
     """What was left out of several parts."""
     total: Bad = {}
-    for reason, (n, row, file) in (found for part in parts for found in part.items()):
-        before, first, where = total.get(reason, (0, row, file))
-        total[reason] = (before + n, first, where)
+    for reason, (n, row, file, kind) in (found for part in parts for found in part.items()):
+        before, first, where, _ = total.get(reason, (0, row, file, kind))
+        total[reason] = (before + n, first, where, kind)
     return total
 
 

@@ -51,6 +51,10 @@ class Examples(Sequence[Example]):
         prompt, chosen, rejected = (self.tokens.ids(name, row) for name in IDS)
         return Example(prompt, chosen, rejected, self.pairs[row])
 
+    def keys(self) -> np.ndarray:
+        """(N, 3) hashes of the texts of prompt, chosen and rejected answer: of all examples, for the price of none."""
+        return self.pairs.keys()[self.rows]
+
     def digest(self) -> str:
         """A hash of the token ids, in order."""
         hashes = {name: hashlib.blake2b(digest_size=8) for name in IDS}  # whatever the batches on disk are

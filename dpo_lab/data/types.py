@@ -67,12 +67,15 @@ class Counts:
     cut: dict[str, int] = field(default_factory=dict[str, int])
     first_row: dict[str, int] = field(default_factory=dict[str, int])  # where each reason first occurred
     first_file: dict[str, str] = field(default_factory=dict[str, str])  # the same, where there are several files
+    kinds: dict[str, str] = field(default_factory=dict[str, str])  # reason -> faulty | unpaired, for rows of no pair
     named: int = 0  # pairs whose texts hold names of special tokens
     first_named: int = 0
 
-    def drop(self, reason: str, row: int, n: int = 1, file: str = "") -> None:
-        """Count pairs that are left out."""
+    def drop(self, reason: str, row: int, n: int = 1, file: str = "", kind: str = "") -> None:
+        """Count pairs that are left out; with a kind, rows that gave no pair: faulty, or sound but unpaired."""
         self.dropped[reason] = self.dropped.get(reason, 0) + n
+        if kind:
+            self.kinds[reason] = kind
         self.found(reason, row, file)
 
     def found(self, what: str, row: int, file: str = "") -> None:
