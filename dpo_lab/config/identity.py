@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dpo_lab.config import inputs
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.config.target import source_file
-from dpo_lab.runtime.files import fingerprint, read_json
+from dpo_lab.runtime.files import digest, fingerprint
 
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
@@ -20,6 +21,9 @@ _OUTSIDE = {
     "reference": ("device",),
     "trainer": ("accelerator", "devices", "microbatch_tokens", "checkpoint_every"),
 }
+
+
+SUFFIXES = frozenset(inputs.SUFFIXES)
 
 
 def run_id(tree: dict[str, Any]) -> str:
@@ -38,10 +42,10 @@ def run_id(tree: dict[str, Any]) -> str:
         kept["model"] = {**model, "name": name, "names": {}}
     if kept["template"]["path"] is not None:
         kept["template"] = {**kept["template"], "path": _content(kept["template"]["path"], memo)}
-    kept["data"] = {**data, "eval_path": _content(data["eval_path"], memo)}
+    kept["data"] = {**data, "eval_path": _pairs(data["eval_path"], memo)}
     if data["path"] is not None:
         paths = [data["path"]] if isinstance(data["path"], str) else data["path"]
-        kept["data"] |= {"path": [_content(path, memo) for path in paths], "hub": None}
+        kept["data"] |= {"path": [_pairs(path, memo) for path in paths], "hub": None}
     if data["dir"] is not None:
         named = {key: _named(data["dir"], data[key], memo) for key in ("name", "eval_name")}
         kept["data"] |= {"dir": None} | named
@@ -80,15 +84,27 @@ def _content(path: str | None, memo: Path) -> str | None:
         return f"absent: {path}"
 
 
+def _pairs(path: str | None, memo: Path) -> str | None:
+    """Of a folder the data files: a README in it changes nothing."""
+    folder = expand(path) if path is not None else None
+    if folder is None or not folder.is_dir():
+        return _content(path, memo)
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not SUFFIXES.isdisjoint(p.suffixes)]
+    return digest(*(part for p in files for part in (str(p.relative_to(folder)), str(_content(str(p), memo)))))
+
+
 def _named(folder: str, names: str | list[str] | None, memo: Path) -> list[Any]:
     """What dataset_info.json says of each dataset, and the content of its file."""
-    listed = read_json(expand(folder) / "dataset_info.json")
+    try:  # with or without a byte order mark, as it is read later
+        listed = json.loads((expand(folder) / "dataset_info.json").read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        listed = None
     entries = listed if isinstance(listed, dict) else {}
     found: list[Any] = []
     for name in [names] if isinstance(names, str) else names or []:
         entry = entries.get(name)
         file = entry.get("file_name") if isinstance(entry, dict) else None
-        found.append([entry or name, _content(f"{folder}/{file}", memo) if isinstance(file, str) else None])
+        found.append([entry or name, _pairs(f"{folder}/{file}", memo) if isinstance(file, str) else None])
     return found
 
 

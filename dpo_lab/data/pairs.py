@@ -153,6 +153,10 @@ class Pairs(Sequence[Pair]):
         """Those for which a mask (N,) is true."""
         return self.at(np.flatnonzero(mask))
 
+    def once(self) -> "Pairs":
+        """Without the repeats that a mixture or `num_samples` makes."""
+        return self.at(np.sort(np.unique(self.rows, return_index=True)[1]))
+
     def hashes(self) -> np.ndarray:
         """(N,) a number for each prompt that depends on the prompt alone."""
         return self.keys()[:, 0]

@@ -81,10 +81,12 @@ def read_pairs(data: Data, cache_dir: Path, progress: Progress | None = None) ->
     bad = added(table.bad for table in tables)
     if apart := heldout_sources(data):
         held = [read(source) for source in apart]
-        return Split(pairs, mixed(held, apart, data, how="concat"), formats, bad, added(table.bad for table in held))
+        return Split(
+            pairs, mixed(held, apart, data, how="concat").once(), formats, bad, added(table.bad for table in held)
+        )
     # The same comparison as of two fractions: a hash is a number below 2^64.
     heldout = pairs.hashes() / 2.0**64 < data.eval_fraction
-    return Split(pairs.where(~heldout), pairs.where(heldout), formats, bad, {})
+    return Split(pairs.where(~heldout), pairs.where(heldout).once(), formats, bad, {})
 
 
 def prompt_share(prompt: Sequence[Message]) -> float:

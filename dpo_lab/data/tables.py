@@ -1,5 +1,6 @@
 """Writing pairs: each source becomes Arrow tables in the cache, once, its files side by side where they are large."""
 
+import logging
 import os
 import re
 from bisect import bisect_left
@@ -20,9 +21,12 @@ from dpo_lab.data.pairs import SCHEMA, Bad, PairTable, cells_of
 from dpo_lab.data.types import Pair, Row
 from dpo_lab.runtime.errors import DataError
 from dpo_lab.runtime.files import atomic_produce, digest, file_lock, read_json, write_json
+from dpo_lab.runtime.forks import bound_children
 
+log = logging.getLogger(__name__)
 BATCH = 1000  # pairs of a record batch
 PARALLEL = 2**26  # bytes of several files from which on it pays to start processes
+WAITING = "waiting for another process that prepares the same data (in %s)"
 # Shows how far something is: progress(what, total or None, unit=...) gives an object with advance(n).
 Progress = Callable[..., AbstractContextManager[Any]]
 
@@ -44,7 +48,7 @@ def pair_table(
     """
     key = digest(code_version(), source.fingerprint(cache_dir / "fingerprints"), repr(source.reading), f"drop {drop}")
     folder = cache_dir / "data" / f"pairs-{key}"
-    with file_lock(folder.with_suffix(".lock"), wait=True):
+    with file_lock(folder.with_suffix(".lock"), wait=True, on_wait=partial(log.warning, WAITING, cache_dir)):
         if (facts := whole(folder)) is None:
             atomic_produce(folder, lambda place: _write(source, place, drop=drop, workers=workers, progress=progress))
             facts = read_json(folder / "facts.json")
@@ -104,7 +108,7 @@ def _side_by_side(
     """
     todo = [(source, folder / f"pairs-{i:05d}.arrow") for i, source in enumerate(sources)]
     parts: list[_Part] = []
-    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("fork")) as pool:
+    with bound_children(), ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("fork")) as pool:
         try:
             for part in pool.map(partial(_told, drop=drop), todo):
                 if part.error:

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from dpo_lab.data.pairs import Columns, Pairs, pair_of
-from dpo_lab.data.tables import code_version, finish, whole
+from dpo_lab.data.tables import WAITING, code_version, finish, whole
 from dpo_lab.data.tokenize import Encoder
 from dpo_lab.data.types import Counts, Example
 from dpo_lab.runtime.errors import DataError, Interrupted
 from dpo_lab.runtime.files import atomic_produce, digest, file_lock
+from dpo_lab.runtime.forks import bound_children
 
 log = logging.getLogger(__name__)
 BATCH = 256  # pairs that a process tokenises at a time
@@ -195,7 +197,7 @@ def _table(pairs: Pairs, encoder: Encoder, cache_dir: Path, workers: int | None)
         encoder.truncation,
     )  # fmt: skip
     folder = cache_dir / "data" / f"tokens-{key}"
-    with file_lock(folder.with_suffix(".lock"), wait=True):
+    with file_lock(folder.with_suffix(".lock"), wait=True, on_wait=partial(log.warning, WAITING, cache_dir)):
         if whole(folder) is None:
             atomic_produce(folder, lambda place: _write(pairs, encoder, place, workers))
     return sorted(folder.glob("*.arrow"))
@@ -214,7 +216,7 @@ def _write(pairs: Pairs, encoder: Encoder, folder: Path, workers: int | None) ->
     processes = min(workers or (os.cpu_count() or 1), max(1, n // BATCH)) if workers or n >= PARALLEL else 1
     if n >= PARALLEL:
         log.info("tokenising %d pairs, processes: %d", n, processes)
-    with _bar(n >= PARALLEL and sys.stderr.isatty()), _forking(processes), _told():
+    with _bar(n >= PARALLEL and sys.stderr.isatty()), _forking(processes), bound_children(), _told():
         source.select(pairs.rows).map(
             Step(encoder),
             batched=True,

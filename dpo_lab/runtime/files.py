@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lab.runtime.errors import OutputError
+from dpo_lab.runtime.forks import forget, keep_from_children
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -25,6 +27,7 @@ def atomic_produce(path: Path, produce: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_litter(path)
         remove(temporary)
         produce(temporary)
         if path.is_dir() and not path.is_symlink():
@@ -36,6 +39,14 @@ def atomic_produce(path: Path, produce: Callable[[Path], None]) -> None:
     except BaseException:
         remove(temporary)
         raise
+
+
+def _clear_litter(path: Path) -> None:
+    """Delete what processes left that were killed while they wrote `path`."""
+    for litter in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = litter.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            remove(litter)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -86,7 +97,7 @@ def write_error(path: Path, e: OSError) -> OutputError:
         free = shutil.disk_usage(folder).free / 2**20
         return OutputError(
             f"The disk is full: {path} could not be written ({free:.0f} MiB free). Free some space and run the "
-            "same command again: it goes on from the last checkpoint."
+            "same command again: it goes on where it was. Or choose another folder with output_dir or cache_dir."
         )
     return OutputError(f"Cannot write {path}: {e.strerror or e}. Choose another folder with output_dir=FOLDER.")
 
@@ -103,6 +114,7 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
         handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the block
     except OSError as e:
         raise write_error(path, e) from e
+    keep_from_children(handle)
     try:
         held = _try_lock(handle.fileno())
         if not held and wait:
@@ -116,7 +128,8 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
                 os.write(handle.fileno(), f"{os.getpid()}\n".encode())
         yield held
     finally:
-        with suppress(OSError):  # a process forked meanwhile shares the lock: closing alone would not release it
+        forget(handle)
+        with suppress(OSError, ValueError):  # ValueError: a forked process that comes by here has closed it already
             fcntl.flock(handle, fcntl.LOCK_UN)
         handle.close()
 
@@ -160,7 +173,7 @@ def fingerprint(path: Path, memo: Path | None = None) -> str:
     """A hash of the content of a file, or of all the files of a folder with their relative names.
 
     Hashing gigabytes of weights takes seconds, so `memo` (a folder) remembers the hash of a file by its
-    inode, size and modification time.
+    inode, size and times.
     """
     if path.is_dir():
         files = sorted(
@@ -170,7 +183,8 @@ def fingerprint(path: Path, memo: Path | None = None) -> str:
     stat = path.stat()
     note = None
     if memo is not None and stat.st_size > 2**20:
-        note = memo / digest(str(path.resolve()), f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}")
+        state = f"{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        note = memo / digest(str(path.resolve()), state)
         try:
             if len(known := note.read_text(encoding="ascii")) == 16:
                 return known

@@ -154,6 +154,7 @@ def test_facts_change_with_the_tokens_and_with_nothing_else(tmp_path, template):
         "cut": {},
         "first_row": {},
         "first_file": {},
+        "kinds": {},
         "named": 0,
         "first_named": 0,
     }
