@@ -1,6 +1,8 @@
 """A run's id says what was computed, not where, when or under which name."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 from composing import tree_of
@@ -128,3 +130,44 @@ def test_the_source_of_ones_own_loss_is_part(tree, tmp_path, monkeypatch):
     before = run_id(own)
     module.write_text("def f(chosen_logratios): return -chosen_logratios\n")
     assert run_id(own) != before
+
+
+def identity(*words: str) -> str:
+    return run_id(tree_of(*words))
+
+
+def _lab_folder(folder: Path, *, bom: bool) -> Path:
+    folder.mkdir()
+    (folder / "x.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    info = json.dumps({"x": {"file_name": "x.jsonl", "ranking": True}, "y": {"file_name": "y.jsonl"}})
+    (folder / "dataset_info.json").write_text(info, encoding="utf-8-sig" if bom else "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("bom", [False, True])
+def test_the_content_of_a_named_dataset_counts_and_other_datasets_do_not(tmp_path: Path, bom: bool) -> None:
+    folder = _lab_folder(tmp_path / "lf", bom=bom)
+    words = ["data=llamafactory", f"data.dir={folder}", "data.name=x"]
+    before = identity(*words)
+    (folder / "y.jsonl").write_text("another")
+    assert identity(*words) == before
+    with open(folder / "x.jsonl", "a") as handle:
+        handle.write('{"prompt": "d", "chosen": "e", "rejected": "f"}\n')
+    assert identity(*words) != before
+
+
+def test_of_a_folder_the_data_files_count_and_of_a_list_the_order(tmp_path: Path) -> None:
+    folder = _lab_folder(tmp_path / "data", bom=False)
+    (folder / "dataset_info.json").unlink()
+    before = identity("data=file", f"data.path={folder}")
+    (folder / "README.md").write_text("About this data")
+    assert identity("data=file", f"data.path={folder}") == before
+    (folder / "z.jsonl.gz").write_bytes(b"more")
+    assert identity("data=file", f"data.path={folder}") != before
+    one, two = f"{folder}/x.jsonl", f"{folder}/z.jsonl.gz"
+    assert identity("data=file", f"data.path=[{one},{two}]") != identity("data=file", f"data.path=[{two},{one}]")
+
+
+def test_the_doctor_and_the_number_of_workers_change_no_result(tmp_path: Path) -> None:
+    assert identity("doctor.enabled=false", "doctor.fail_on=error", "data.workers=7") == identity()
+    assert identity("data.on_error=drop") != identity()
