@@ -9,6 +9,7 @@ MAP_HINT = "Map other names with data.columns, e.g. 'data.columns={prompt: quest
 OPTIONAL = ("system", "history", "query", "tools", "images", "videos", "audios")  # columns that rows may lack
 SAME = {  # our name -> columns that mean the same, and give way to the one that is mapped
     "prompt": ("instruction", "conversations", "messages", "question"),
+    "system": ("system_prompt", "system_message"),
     "query": ("input",),
     "answers": ("responses", "completions", "candidates", "candidates_completions", "outputs"),
     "scores": ("score", "ratings", "rating", "rewards"),

@@ -78,6 +78,9 @@ class _Lines:
 
 
 def _header(path: Path, names: list[str], separator: str) -> list[str]:
+    names = [name.strip() for name in names]
+    while len(names) > 1 and not names[-1]:  # a spreadsheet's empty columns
+        names.pop()
     if twice := sorted({name for name in names if names.count(name) > 1}):
         shown = ", ".join(name or "(nothing)" for name in twice)[:300]
         raise DataError(f"{path}: the header names {shown} more than once. Give every column a name of its own.")
@@ -92,6 +95,8 @@ def _header(path: Path, names: list[str], separator: str) -> list[str]:
 
 
 def _row(path: Path, header: list[str], fields: list[str], line: int, separator: str) -> Row | DataError:
+    if len(fields) > len(header) and not any(fields[len(header) :]):
+        fields = fields[: len(header)]
     if len(fields) != len(header):
         return DataError(
             f"{path}: the row that ends in line {line} has {'more' if len(fields) > len(header) else 'fewer'} fields "

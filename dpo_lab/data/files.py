@@ -115,13 +115,13 @@ def _no_access(path: Path, e: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({reason.rstrip('.')}). Check the path and who may read it.")
 
 
-def data_files(path: Path) -> list[Path]:
+def data_files(path: Path, *, heldout: bool = False) -> list[Path]:
     """The file itself, or the data files of a folder and its subfolders, as `folder_files` finds them.
 
     Raises:
         DataError: the folder holds no data, or data of several types, or is of a kind that something else reads.
     """
     try:
-        return folder_files(path) if path.is_dir() else [path]
+        return folder_files(path, heldout=heldout) if path.is_dir() else [path]
     except OSError as e:
         raise _no_access(path, e) from e

@@ -1,7 +1,6 @@
 """The data files of a folder, and the split that their names tell."""
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable
@@ -10,8 +9,6 @@ from pathlib import Path
 from dpo_lab.data.blocks import kind_of
 from dpo_lab.data.types import Row
 from dpo_lab.runtime.errors import DataError
-
-log = logging.getLogger(__name__)
 
 FAMILIES = ((".json", ".jsonl", ".ndjson"), (".csv", ".tsv"), (".parquet",), (".arrow", ".feather"))
 TYPES = tuple(suffix for family in FAMILIES for suffix in family)
@@ -25,11 +22,12 @@ SPLITS = {
 }
 
 
-def folder_files(folder: Path) -> list[Path]:
+def folder_files(folder: Path, *, heldout: bool = False) -> list[Path]:
     """The data files of a folder and its subfolders, sorted by name.
 
     Hidden files, descriptions (dataset_info.json, README, ...) and files of types that are not read are left out. Where
-    names tell a train split from others, it alone is taken, as `datasets` does.
+    names tell a train split from others, it alone is taken, as `datasets` does; with `heldout`, the test or validation
+    split.
 
     Raises:
         DataError: the folder holds no data, or data of several types, or is of a kind that something else reads.
@@ -46,7 +44,13 @@ def folder_files(folder: Path) -> list[Path]:
             f"{folder}: holds files of several types ({', '.join(types)}), maybe the same data twice. Give one file, or a "
             "folder with files of one type."
         )
-    return _train_alone(folder, files)
+    return _of_split(folder, files, ("test", "validation") if heldout else ("train",))
+
+
+def other_splits(folder: Path) -> list[Path]:
+    """The files that are left out of a folder because they are of other splits than train."""
+    files = saved if (saved := _saved_by_datasets(folder)) else all_files(folder)
+    return sorted({*files} - {*_of_split(folder, files, ("train",))})
 
 
 def all_files(folder: Path) -> list[Path]:
@@ -112,19 +116,13 @@ def _saved_by_datasets(folder: Path) -> list[Path]:
     return files
 
 
-def _train_alone(folder: Path, files: list[Path]) -> list[Path]:
+def _of_split(folder: Path, files: list[Path], wanted: tuple[str, ...]) -> list[Path]:
+    """The files of the first of some splits that is there; all of them where names tell no splits apart."""
     splits = {file: split_of(file.relative_to(folder)) for file in files}
-    others = [file for file in files if splits[file] not in ("", "train")]
-    if not others or "train" not in splits.values():
+    split = next((split for split in wanted if split in splits.values()), None)
+    if split is None:
         return files
-    kept = [file for file in files if splits[file] in ("", "train")]
-    log.info(
-        "%s: took the train split (%d files) and left %s",
-        folder,
-        len(kept),
-        ", ".join(file.name for file in others[:5]),
-    )
-    return kept
+    return [file for file in files if splits[file] == split or (split == "train" and not splits[file])]
 
 
 def split_of(file: Path) -> str:

@@ -6,28 +6,32 @@ from itertools import chain, islice
 from typing import Any
 
 from dpo_lab.data.columns import MAP_HINT, absent_columns, renamed, told, watched
-from dpo_lab.data.detect import SHAPES, detect, scores_of
+from dpo_lab.data.detect import SHAPES, Detected, Prompt, detect, refuse_unread, scores_of
 from dpo_lab.data.labels import Labelled, kto, matched
 from dpo_lab.data.messages import (
     Fault,
     NoPair,
     Tags,
+    chat,
     decoded,
     get,
+    given,
     is_conversation,
     is_transcript,
     kind,
     messages,
+    reply,
     text,
     tools,
     transcript,
     user,
 )
-from dpo_lab.data.prompts import Rules, asked, common_prompt, finished, open_end, pair, shared
-from dpo_lab.data.ranking import margin_of, ranked, scored
+from dpo_lab.data.prompts import Rules, asked, common_prompt, earlier, finished, in_full, open_end, pair, shared
+from dpo_lab.data.ranking import margin_of, ranked, reaches, scored
 from dpo_lab.data.types import Message, OnBad, Pair, Reading, Row
 from dpo_lab.runtime.errors import DataError
 
+DROP_HINT = "Correct the row, name another data.format, or leave such rows out and count them: data.on_error=drop."
 FIRST = 20  # rows that are looked at to tell the format
 NO_PARTNER = "no answer with the other label to this prompt"
 
@@ -47,10 +51,12 @@ class Unpaired(BadRow):
 def trl(row: Row, number: int, rules: Rules) -> list[Pair]:
     """TRL: `prompt`, `chosen`, `rejected`, each a text or a list of {role, content}; `system`, `tools` if there.
 
+    `system` may be system_prompt or system_message here and in every format, and messages may be JSON as text.
     Without `prompt`, or with one that is text, chosen and rejected may be whole conversations that differ in their last
     message. Without `prompt` they may be texts that begin with it.
     """
-    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    prompt = chat(row.get("prompt"), rules.tags)
+    chosen, rejected = (reply(row.get(column), rules.tags) for column in ("chosen", "rejected"))
     if "prompt" not in row and isinstance(chosen, str) and isinstance(rejected, str):
         begin = common_prompt(text(chosen, "chosen"), text(rejected, "rejected"))
         rest = {"chosen": chosen[len(begin) :], "rejected": rejected[len(begin) :]}
@@ -69,16 +75,14 @@ def alpaca(row: Row, number: int, rules: Rules) -> list[Pair]:
 
     Its older form has `output`, a list of the chosen and the rejected answer.
     """
-    turns: list[Message] = []
-    for turn in _history(row.get("history")):
-        if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise Fault("history must be a list of [question, answer]")
-        question, reply = (text(said, "history") for said in turn)
-        turns += [user(question), Message(role="assistant", content=reply)]
+    turns = _history(row.get("history"), rules.tags)
     column = "instruction" if "instruction" in row or "prompt" not in row else "prompt"
-    parts = [text(get(row, column), column), text(row.get("input"), "input")]
+    value = chat(get(row, column), rules.tags)
     if "chosen" not in row and isinstance(both := decoded(row.get("output")), list) and len(both) == 2:
         row = {**row, "chosen": both[0], "rejected": both[1]}
+    if isinstance(value, dict | list):
+        return [pair([*turns, *messages(value, column, rules.tags)], row, number, rules)]
+    parts = [text(value, column), text(row.get("input"), "input")]
     return [pair([*turns, user("\n".join(part for part in parts if part))], row, number, rules)]
 
 
@@ -101,32 +105,33 @@ def v1(row: Row, number: int, rules: Rules) -> list[Pair]:
 
 
 def orca(row: Row, number: int, rules: Rules) -> list[Pair]:
-    """Orca DPO pairs: `system`, `question`, `chosen`, `rejected`."""
-    return [pair(asked(get(row, "question", "prompt"), "question", rules.tags), row, number, rules)]
+    """Orca DPO pairs: `system`, `question`, `chosen`, `rejected`; `history`, `input` if there."""
+    return [pair(_asked(row, rules, "question", "prompt"), row, number, rules)]
 
 
 def argilla(row: Row, number: int, rules: Rules) -> list[Pair]:
-    """Argilla: `instruction` (or prompt, input, question), `chosen_response`, `rejected_response`; `system`."""
-    value = get(row, "prompt", "instruction", "input", "question")
+    """Argilla: `instruction` (or prompt, question), `input`, `chosen_response`, `rejected_response`; `system`."""
     both = {"chosen": get(row, "chosen_response", "chosen"), "rejected": get(row, "rejected_response", "rejected")}
-    return [pair(asked(value, "prompt", rules.tags), {**row, **both}, number, rules)]
+    prompt = _asked(row, rules, "prompt", "instruction", "question", "input")
+    return [pair(prompt, {**row, **both}, number, rules)]
 
 
 def icr(row: Row, number: int, rules: Rules) -> list[Pair]:
-    """Distilabel's Orca pairs: `system`, `input`, `chosen`, `rejected`."""
-    return [pair(asked(get(row, "prompt", "input"), "input", rules.tags), row, number, rules)]
+    """Distilabel's Orca pairs: `system`, `input`, `chosen`, `rejected`; `history` if there."""
+    return [pair(_asked(row, rules, "prompt", "input"), row, number, rules)]
 
 
 def hh(row: Row, number: int, rules: Rules) -> list[Pair]:
     r"""Anthropic HH: `chosen`, `rejected`, texts of `\n\nHuman: ...\n\nAssistant: ...` that differ in the last turn.
 
-    Or `prompt`, such a text that is to go on, and chosen and rejected alone.
+    Or `prompt`, such a text that is to go on, and chosen and rejected alone, texts or messages.
     """
-    chosen, rejected = (text(get(row, column), column) for column in ("chosen", "rejected"))
-    if "prompt" in row and not (is_transcript(chosen) and is_transcript(rejected)):
+    answers = {column: get(row, column) for column in ("chosen", "rejected")}
+    if "prompt" in row and not all(is_transcript(said) for said in answers.values()):
         prompt = open_end(transcript(text(row["prompt"], "prompt"), "prompt"))
-        return [pair(prompt, {**row, "chosen": chosen.strip(), "rejected": rejected.strip()}, number, rules)]
-    good, bad = transcript(chosen, "chosen"), transcript(rejected, "rejected")
+        alone = {column: said.strip() if isinstance(said, str) else said for column, said in answers.items()}
+        return [pair(prompt, {**row, **alone}, number, rules)]
+    good, bad = (transcript(text(said, column), column) for column, said in answers.items())
     for column, turns in (("chosen", good), ("rejected", bad)):
         if turns[-1]["role"] != "assistant":
             raise Fault(f"{column} must end with a turn of the Assistant")
@@ -149,7 +154,7 @@ def ultrafeedback(row: Row, number: int, rules: Rules) -> list[Pair]:
         margin = margin_of(row, scores)
         if margin is None:
             raise NoPair("an answer has no score")
-        if margin < rules.min_margin:
+        if not reaches(margin, rules.min_margin):
             raise NoPair("scores differ by less than data.min_margin")
     return trl(row, number, rules)
 
@@ -200,8 +205,9 @@ def to_pairs(
             it a faulty row raises, and a sound one is passed over.
 
     Raises:
-        DataError: no row is in a known format, a mapped column is in no row, an option has no effect; and, without
-            `on_bad`, a row lacks a column or holds something else than the format says.
+        DataError: no row is in a known format, a mapped column is in no row, an option has no effect; in a format that
+            was told by the rows, a column that seems to belong to the prompt is not read; and, without `on_bad`, a row
+            lacks a column or holds something else than the format says.
     """
     rows = iter(rows)
     begin = list(islice(rows, FIRST))
@@ -213,6 +219,9 @@ def to_pairs(
     if not reading.mixed:
         _has_effect(reading, name, where)
     rules = Rules(Tags.of(reading.tags), reading.ranking, reading.min_margin)
+    if reading.format == "auto":
+        prompt_of = partial(_prompt, read=FORMATS[name], rules=rules)
+        refuse_unread(begin, Detected(name, reading.columns, where, prompt_of))
     everything = watched(chain(begin, rows), absent, where) if absent else chain(begin, rows)
     if name == "kto":
         lone = partial(_alone, where=where, on_bad=on_bad)
@@ -237,7 +246,7 @@ def _each(
             if on_bad is not None:
                 on_bad(Unpaired(f"{where}: row {number}: {e} (format {name}).", number, str(e)))
         except Fault as e:
-            there = f" {told(row)} {MAP_HINT}" if isinstance(row, dict) else ""
+            there = f" {told(row)} {MAP_HINT if 'missing' in str(e) else DROP_HINT}" if isinstance(row, dict) else ""
             bad = BadRow(f"{where}: row {number}: {e} (format {name}).{there}", number, str(e))
             if on_bad is None:
                 raise bad from e
@@ -258,6 +267,21 @@ def _read(
 def _alone(number: int, *, where: str, on_bad: OnBad | None) -> None:
     if on_bad is not None:
         on_bad(Unpaired(f"{where}: row {number}: {NO_PARTNER} (format kto).", number, NO_PARTNER))
+
+
+def _prompt(row: Row, read: Callable[[Row, int, Rules], list[Pair] | Labelled], rules: Rules) -> Prompt | None:
+    """The prompt that is read from a row of our names; None where it is faulty or makes no pair."""
+    try:
+        found = _read(row, 0, read, rules, {})
+    except Fault:
+        return None
+    return found[0].prompt if isinstance(found, list) else found.prompt
+
+
+def _asked(row: Row, rules: Rules, *names: str) -> list[Message]:
+    """The prompt in the first of several columns that is filled, with the history before it and the input after."""
+    column, value = given(row, *names)
+    return in_full(asked(value, column, rules.tags), column, row, rules)
 
 
 def _detected(begin: list[tuple[int, Row]], sound: list[Row], columns: Mapping[str, str], where: str) -> str:
@@ -288,8 +312,9 @@ def _has_effect(reading: Reading, name: str, where: str) -> None:
         )
 
 
-def _history(value: Any) -> list[Any]:
-    value = decoded(value) or []
-    if not isinstance(value, list):
-        raise Fault(f"history must be a list of [question, answer], not {kind(value)}")
-    return value
+def _history(value: Any, tags: Tags) -> list[Message]:
+    turns = earlier(value, tags)
+    if not turns and (value := decoded(value)):
+        other = "" if isinstance(value, list) else f", not {kind(value)}"
+        raise Fault(f"history must be a list of [question, answer] or of messages{other}")
+    return turns

@@ -1,17 +1,22 @@
 """What conf/data names, as sources: files, folders, datasets of a hub or of a dataset_info.json."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Data, HubData
 from dpo_lab.data.files import data_files, read_file
+from dpo_lab.data.folders import other_splits
 from dpo_lab.data.llamafactory import Named, named
 from dpo_lab.data.sources import hub_fingerprint, hub_rows
 from dpo_lab.data.types import OnBad, Reading, Row
 from dpo_lab.runtime.errors import DataError
 from dpo_lab.runtime.files import digest, fingerprint
+
+log = logging.getLogger(__name__)
 
 Rows = Iterator[tuple[int, Row]]
 
@@ -33,6 +38,7 @@ class Source:
     path: Path | None = None
     hub: HubData | None = None
     samples: int | None = None
+    heldout: bool = False  # of a folder with splits the test or validation split is taken, not train
 
     @property
     def title(self) -> str:
@@ -45,7 +51,7 @@ class Source:
         Raises:
             DataError: there is nothing to read.
         """
-        return [] if self.path is None else data_files(self.path)
+        return [] if self.path is None else data_files(self.path, heldout=self.heldout)
 
     def parts(self, on_bad: OnBad) -> Iterator[tuple[str, Rows]]:
         """Each file's name and its rows, read as they are asked for; there is at least one.
@@ -57,7 +63,7 @@ class Source:
             assert self.hub is not None
             yield self.name, hub_rows(self.hub, on_bad=on_bad)
             return
-        for file in data_files(self.path):
+        for file in self.files():
             yield str(file), read_file(file, on_bad=on_bad)
 
     def fingerprint(self, memo: Path) -> str:
@@ -70,7 +76,7 @@ class Source:
             assert self.hub is not None
             return digest(self.name, hub_fingerprint(self.hub))
         try:
-            return digest(*(part for f in data_files(self.path) for part in (str(f), fingerprint(f, memo))))
+            return digest(*(part for f in self.files() for part in (str(f), fingerprint(f, memo))))
         except OSError as e:
             raise DataError(f"{self.path}: cannot be read ({e.strerror or e}).") from e
 
@@ -82,6 +88,8 @@ def training_sources(data: Data) -> list[Source]:
         DataError: none is named, or dataset_info.json does not know it.
     """
     if data.paths:
+        if data.eval_path is None:
+            _tell_left_out(data)
         return [_local(data, path) for path in data.paths]
     if data.dir is not None:
         return [_named(data, name) for name in data.names]
@@ -92,6 +100,21 @@ def training_sources(data: Data) -> list[Source]:
     )
 
 
+@cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
+
+
+def _tell_left_out(data: Data) -> None:
+    """The test split that lies beside the train split, and how it could be of use."""
+    for path in data.paths:
+        if (folder := expand(path)).is_dir() and (others := other_splits(folder)):
+            names = ", ".join(f.relative_to(folder).as_posix() for f in others[:3]) + (
+                ", ..." if len(others) > 3 else ""
+            )
+            _warn_once(f"{path}: only the train split is read, not {names}. To evaluate on it: data.eval_path={path}")
+
+
 def heldout_sources(data: Data) -> list[Source]:
     """The sources of held-out pairs; none where they are split off.
 
@@ -99,7 +122,7 @@ def heldout_sources(data: Data) -> list[Source]:
         DataError: dataset_info.json does not know one.
     """
     if data.eval_path is not None:
-        return [_local(data, data.eval_path)]
+        return [replace(_local(data, data.eval_path), heldout=True)]
     return [_named(data, name) for name in data.eval_names]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_lab.data.messages import Fault, decoded, first, get, is_conversation, kind, messages, text, tools, user
-from dpo_lab.data.prompts import Rules, answer, asked, finished, one_answer
+from dpo_lab.data.messages import Fault, chat, first, get, given, is_conversation, kind, messages, reply, tools
+from dpo_lab.data.prompts import Rules, answer, asked, finished, in_full, one_answer
 from dpo_lab.data.types import Message, Pair, Row
 
 LABELS = ("label", "kto_tag")
@@ -41,17 +41,14 @@ def kto(row: Row, number: int, rules: Rules) -> Labelled:
 
 def _parts(row: Row, rules: Rules) -> tuple[list[Message], str]:
     """The prompt and the answer to it."""
-    value = first(row, PROMPTS)
     if not any(name in row for name in ANSWERS):
-        return _last_apart(decoded(get(row, *PROMPTS) if value is None else value), "messages", row, rules)
-    reply = first(row, ANSWERS)
-    if is_conversation(reply) and not isinstance(value, list):
-        return _last_apart(reply, "completion", row, rules)
-    prompt = asked(get(row, *PROMPTS) if value is None else value, "prompt", rules.tags)
-    if ("instruction" in row or "query" in row) and (more := text(row.get("input"), "input")):
-        prompt = [user("\n".join(part for part in (prompt[-1]["content"], more) if part))]
-    prompt = finished(prompt, row)
-    return prompt, answer(reply, "completion", prompt, rules.tags)
+        return _last_apart(given(row, *PROMPTS)[1], "messages", row, rules)
+    value, said = chat(first(row, PROMPTS), rules.tags), reply(first(row, ANSWERS), rules.tags)
+    if is_conversation(said) and not isinstance(value, list):
+        return _last_apart(said, "completion", row, rules)
+    column, value = given(row, *PROMPTS)
+    prompt = finished(in_full(asked(value, "prompt", rules.tags), column, row, rules), row)
+    return prompt, answer(said, "completion", prompt, rules.tags)
 
 
 def _last_apart(value: Any, column: str, row: Row, rules: Rules) -> tuple[list[Message], str]:

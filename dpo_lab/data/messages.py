@@ -36,6 +36,7 @@ TAGS = {  # LLaMA-Factory's name of a tag -> the role that it names
 }
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where messages keep what was thought before the answer
+CALLS = ("tool_calls", "function_call")
 ASSISTANT = re.compile(r"\n\n[ \t]*Assistant:")
 TURN = re.compile(r"\n\n[ \t]*(Human|Assistant):")
 
@@ -75,6 +76,7 @@ def messages(value: Any, column: str, tags: Tags) -> list[Message]:
     Raises:
         Fault: it is none, or one of them has an unknown role, no content, or a picture.
     """
+    value = chat(value, tags)
     items = [value] if isinstance(value, dict) else value
     if not isinstance(items, list) or not items:
         raise Fault(f"{column} must be a non-empty list of messages, not {kind(value)}")
@@ -204,6 +206,34 @@ def _dense(value: Any) -> Any:
     return [_dense(item) for item in value] if isinstance(value, list) else value
 
 
+def chat(value: Any, tags: Tags) -> Any:
+    """Text that is JSON of messages as these messages; any other value, other JSON too, as it is."""
+    if not isinstance(value, str) or value[:1] not in "[{ \t\r\n" or not value[:40].lstrip().startswith(("[", "{")):
+        return value
+    if not any(f'"{name}"' in value for name in tags.role):
+        return value
+    found = decoded(value)
+    items = found if isinstance(found, list) else [found]
+    return found if items and all(_is_message(item, tags) for item in items) else value
+
+
+def _is_message(item: Any, tags: Tags) -> bool:
+    if not isinstance(item, dict):
+        return False
+    role = first(item, tags.role)
+    said = any(name in item for name in (*tags.content, *CALLS))
+    return said and isinstance(role, str) and role in tags.roles
+
+
+def reply(value: Any, tags: Tags) -> Any:
+    """An answer as messages where it is JSON of messages that end with the assistant's; else as it is."""
+    found = chat(value, tags)
+    if found is value:
+        return value
+    last = found[-1] if isinstance(found, list) else found
+    return found if tags.roles[first(last, tags.role)] in ("assistant", "function_call") else value
+
+
 def transcript(value: str, column: str) -> list[Message]:
     r"""The turns of a text `\n\nHuman: Why?\n\nAssistant: So.`, without the spaces around them.
 
@@ -255,6 +285,21 @@ def first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
         if (value := row.get(name)) is not None:
             return value
     return None
+
+
+def given(row: Row, *names: str) -> tuple[str, Any]:
+    """The first of several columns that is there and not null, else the first that is there, and its value.
+
+    Raises:
+        Fault: none is there.
+    """
+    for name in names:
+        if row.get(name) is not None:
+            return name, row[name]
+    for name in names:
+        if name in row:
+            return name, None
+    raise Fault(f"{names[0]} is missing")
 
 
 def get(row: Row, *names: str) -> Any:

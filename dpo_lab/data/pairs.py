@@ -71,7 +71,7 @@ def prompt_hash(prompt: Iterable[Message], tools: Sequence[dict[str, Any]] = ())
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 class Columns:

@@ -12,10 +12,19 @@ from dpo_lab.data.mix import mixed
 from dpo_lab.data.pairs import Bad, Pairs, prompt_hash
 from dpo_lab.data.tables import Progress, added, pair_table
 from dpo_lab.data.templates import Template
-from dpo_lab.data.tokenize import Encoder
+from dpo_lab.data.tokenize import LONG_PAIR, LONG_PROMPT, REFUSED, SAME_AFTER_CUT, Encoder
 from dpo_lab.data.tokens import Examples, Tokenised, tokenise
 from dpo_lab.data.types import Counts, Message
 from dpo_lab.runtime.errors import DataError
+
+HELD_OUT = "prompt is held out"
+ADVICE = {  # for rows that gave no pair, by kind
+    "faulty": "Look at the row named first: correct it, or data.columns and data.format if they misread it.",
+    "unpaired": (
+        "A pair needs two answers to one prompt: with labels (kto) a good and a bad one, with scores or ranks two that "
+        "differ, by data.min_margin at least."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -132,11 +141,14 @@ def _add_bad(counts: Counts, bad: Bad, pairs: Pairs) -> None:
 def _advice(counts: Counts, data: Data) -> str:
     """What to do where nothing is left, by the commonest reason."""
     reason = max(counts.dropped, key=lambda r: counts.dropped[r], default="")
-    if "longer" in reason or "cutting" in reason:
-        return f"Raise data.max_length={data.max_length}, or set data.truncation=cut_both."
-    if "refused" in reason:
+    if kind := counts.kinds.get(reason):
+        return ADVICE[kind]
+    if reason in (LONG_PROMPT, LONG_PAIR, SAME_AFTER_CUT):
+        more = "" if data.truncation == "cut_both" else ", or set data.truncation=cut_both"
+        return f"Raise data.max_length={data.max_length}{more}."
+    if reason.startswith(REFUSED):
         return "Choose another template=, or take out what it refuses."
-    if not reason or "held out" in reason:
+    if reason in ("", HELD_OUT):
         return (
             "Give more prompts, or other files."
             if data.eval_path

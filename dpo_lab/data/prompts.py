@@ -1,5 +1,6 @@
 """The prompt of a row and the answers to it: what the formats have in common."""
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +8,24 @@ from typing import Any
 from dpo_lab.data.messages import (
     Fault,
     Tags,
+    chat,
+    decoded,
     get,
     is_transcript,
     kind,
     messages,
     refuse_media,
+    reply,
     text,
     tools,
     transcript,
     user,
 )
 from dpo_lab.data.types import Message, Pair, Row
+
+WORD = re.compile(r"[\u2e80-\U0003ffff]|[^\W\u2e80-\U0003ffff]+")  # each Chinese character is one of its own
+WORDS = 3  # as many as TRL's own example has, "The sky is"
+SYSTEMS = ("system", "system_prompt", "system_message")
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,19 @@ def shared(row: Row, number: int, rules: Rules, columns: tuple[str, str] = ("cho
     """The pair of two whole conversations that differ in their last message alone; the rest is the prompt."""
     good, bad = (messages(get(row, column), column, rules.tags) for column in columns)
     if len(good) < 2 or good[:-1] != bad[:-1]:
-        raise Fault(f"prompt is missing, and {columns[0]} and {columns[1]} differ in more than their last message")
+        lead = "" if "prompt" in row or columns[0] != "chosen" else "prompt is missing, and "
+        raise Fault(f"{lead}{columns[0]} and {columns[1]} differ in more than their last message")
     prompt = finished(good[:-1], row)
     chosen, rejected = (one_answer(m[-1:], column) for m, column in zip((good, bad), columns, strict=True))
     return Pair(tuple(prompt), chosen, rejected, number, tools=tools(row.get("tools")))
 
 
 def finished(prompt: list[Message], row: Row) -> list[Message]:
-    """The prompt with the row's `system`, where it has no such message, if it is one that can be answered."""
+    """The prompt with the row's system text, where it has no such message, if it is one that can be answered."""
     refuse_media(row)
-    system = text(row.get("system"), "system")
+    system = ""
+    for name in SYSTEMS:
+        system = system or text(row.get(name), name)
     if system and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": system}, *prompt]
     last = prompt[-1]["role"]
@@ -61,8 +72,11 @@ def finished(prompt: list[Message], row: Row) -> list[Message]:
 
 def answer(value: Any, column: str, prompt: list[Message], tags: Tags) -> str:
     """The text of an answer: a text, one message, or a list of messages (that may repeat the prompt)."""
+    value = reply(value, tags)
     if value is None or isinstance(value, str):
         return text(value, column)
+    if not isinstance(value, dict | list):
+        raise Fault(f"{column} must be text or messages, not {kind(value)}")
     found = messages(value, column, tags)
     if len(found) > 1 and found[:-1] == prompt[1 - len(found) :]:
         found = found[-1:]
@@ -81,11 +95,42 @@ def one_answer(found: list[Message], column: str) -> str:
 
 def asked(value: Any, column: str, tags: Tags) -> list[Message]:
     """A prompt of whichever kind: a text, a transcript of Human and Assistant that is to go on, or messages."""
+    value = chat(value, tags)
     if isinstance(value, dict | list):
         return messages(value, column, tags)
     if is_transcript(value):
         return open_end(transcript(value, column))
     return [user(text(value, column))]
+
+
+def in_full(prompt: list[Message], column: str, row: Row, rules: Rules) -> list[Message]:
+    """The prompt that stood in `column` between the turns of `history` and the text of `input`, as alpaca has them."""
+    more = row.get("input")
+    if column != "input" and isinstance(more, str) and more and [m["role"] for m in prompt] == ["user"]:
+        prompt = joined(prompt[0]["content"], text(more, "input"))
+    return [*earlier(row["history"], rules.tags), *prompt] if column != "history" and row.get("history") else prompt
+
+
+def joined(instruction: str, more: str) -> list[Message]:
+    """One turn of the user: an instruction, and what it is about where that is something else."""
+    parts = [instruction] if instruction == more else [instruction, more]
+    return [user("\n".join(part for part in parts if part))]
+
+
+def earlier(history: Any, tags: Tags) -> list[Message]:
+    """The turns before the prompt, of a list of [question, answer] or of messages; of anything else none."""
+    history = decoded(history)
+    if not isinstance(history, list):
+        return []
+    if history and all(isinstance(turn, dict) for turn in history):
+        return messages(history, "history", tags)
+    if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in history):
+        return []
+    turns: list[Message] = []
+    for turn in history:
+        question, answered = (text(said, "history") for said in turn)
+        turns += [user(question), Message(role="assistant", content=answered)]
+    return turns
 
 
 def open_end(turns: list[Message]) -> list[Message]:
@@ -109,6 +154,11 @@ def common_prompt(chosen: str, rejected: str) -> str:
     if not chosen[:end].strip():
         raise Fault("prompt is missing, and chosen and rejected are not conversations or texts that begin with it")
     return chosen[:end]
+
+
+def looks_asked(begin: str) -> bool:
+    """Whether a common beginning may be a prompt, more than a word or two with which both answers happen to begin."""
+    return begin.rstrip().endswith(("?", ":", "\uff1f", "\uff1a")) or len(WORD.findall(begin)) >= WORDS
 
 
 def _within_word(value: str, at: int) -> bool:

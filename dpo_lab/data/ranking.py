@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
-from dpo_lab.data.messages import Fault, NoPair, decoded, first, get, kind, text, tools
-from dpo_lab.data.prompts import Rules, answer, asked, finished, require_list
+from dpo_lab.data.messages import Fault, NoPair, decoded, first, get, given, kind, reply, text, tools
+from dpo_lab.data.prompts import Rules, answer, asked, finished, in_full, require_list
 from dpo_lab.data.types import Message, Pair, Row
 
 PROMPTS = ("prompt", "instruction", "question", "messages", "conversations", "context", "query", "input", "history")
@@ -43,10 +43,16 @@ TWOS = (
 def ranked(row: Row, number: int, rules: Rules) -> list[Pair]:
     """Answers in an order, 1 the best (Nectar): `prompt`, `answers` of {answer, rank}.
 
-    Or `prompt`, `answers` (or responses, completions) of texts, and `ranks`; without ranks the best comes first.
+    Or `prompt`, `answers` (or responses, completions) of texts, and `ranks`; without ranks the best comes first. With
+    `history` and `input` where these are given, as in alpaca.
     """
     answers = require_list(decoded(get(row, *ANSWERS)), "answers")
     ranks = _numbers(row, RANKS, RANK, answers, "ranks")
+    if first(row, RANKS) is not None and len(answers) > 1 and set(ranks or ()) == {*range(len(answers))}:
+        raise Fault(
+            "ranks from 0 may be the rank of each answer or the order of their numbers; give ranks from 1, the best, "
+            "or the answers in their order without ranks (data.format=ranked 'data.columns={ranks: \"\"}')"
+        )
     if ranks is None:
         ranks = [float(place) for place in range(len(answers))]
     return _pairs(answers, [None if r is None else -r for r in ranks], row, number, rules, margin=0.0)
@@ -107,8 +113,8 @@ def _pairs(
     answers: list[Any], scores: list[float | None], row: Row, number: int, rules: Rules, *, margin: float
 ) -> list[Pair]:
     """The pairs of answers whose scores differ, by `margin` or more; answers without a score make none."""
-    said = first(row, PROMPTS)
-    prompt = finished(asked(get(row, *PROMPTS) if said is None else said, "prompt", rules.tags), row)
+    column, said = given(row, *PROMPTS)
+    prompt = finished(in_full(asked(said, "prompt", rules.tags), column, row, rules), row)
     known = tools(row.get("tools"))
     texts = [(score, _answer(a, prompt, rules)) for a, score in zip(answers, scores, strict=True) if score is not None]
     if len(texts) < 2:
@@ -117,7 +123,7 @@ def _pairs(
     found = [
         Pair(tuple(prompt), good, bad, number, tools=known)
         for (high, good), (low, bad) in _chosen(texts, rules.ranking)
-        if high > low and high - low >= margin
+        if high > low and reaches(high - low, margin)
     ]
     if not found:
         tie = all(score == texts[0][0] for score, _ in texts)
@@ -132,6 +138,7 @@ def _chosen(texts: list[tuple[float, str]], ranking: str) -> list[tuple[tuple[fl
 
 
 def _answer(value: Any, prompt: list[Message], rules: Rules) -> str:
+    value = reply(value, rules.tags)
     if isinstance(value, dict) and first(value, rules.tags.role) is None:
         return text(get(value, *TEXT), "an answer")
     return answer(value, "answers", prompt, rules.tags)
@@ -163,6 +170,11 @@ def _number(value: Any, what: str) -> float | None:
     except (ValueError, OverflowError):
         raise Fault(f"{what} must hold numbers, not {value!r:.40}") from None
     return None if math.isnan(number) else number
+
+
+def reaches(difference: float, margin: float) -> bool:
+    """Whether two scores are a margin apart, which 4.1 and 4.0 are of 0.1 although floats say 0.0999."""
+    return difference >= margin or math.isclose(difference, margin, rel_tol=1e-9)
 
 
 def margin_of(row: Row, scores: tuple[str, str]) -> float | None:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,20 @@ import jinja2
 
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Template as TemplateConfig
+from dpo_lab.data.clock import stopped_clock
+from dpo_lab.data.thoughts import (
+    CLOSE,
+    NOTHING,
+    OPEN,
+    TAGS,
+    ends_closed,
+    ends_open,
+    holds_thought,
+    thought_apart,
+    thought_of,
+    thought_on,
+    without_thought,
+)
 from dpo_lab.data.types import Message
 from dpo_lab.runtime.errors import ConfigError, DataError, ModelError
 from dpo_lab.runtime.files import digest
@@ -34,6 +49,9 @@ NEEDS = {
 }
 ANY_TOKENIZER = ("alpaca", "vicuna", "zephyr", "default")
 PROBE = "\u2042text\u2042"  # stands for a text when a template is asked what it puts around one
+THOUGHT = "\u2042thought\u2042"
+QUESTION = (Message(role="user", content=PROBE),)
+SPACE = "\n\t\r "
 # What a template's code may raise: jinja2's own, or Python's for a message of another shape than it expects.
 FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, RecursionError)
 
@@ -57,12 +75,28 @@ class Refusal(DataError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class Lead:
+    """What stands between a prompt and an answer.
+
+    Attributes:
+        ids: tokens that no answer changes.
+        text: what is tokenised with the answer, such as Mistral's space.
+        tail: the end of the prompt that the answer goes on from.
+    """
+
+    ids: list[int]
+    text: str
+    tail: str
+
+
 class Template:
     """A tokenizer with the chat template of the run.
 
     Names of special tokens within messages, tools and answers are text: data cannot end a turn or begin one. Only at
-    the very end of an answer they are taken for the end of turn, which stands there once. It can be pickled, for
-    worker processes.
+    the very end of an answer they are taken for the end of turn, which stands there once. The tags <think> and
+    </think> are tokens wherever the tokenizer has them. A template that writes the day writes the same one every day.
+    It can be pickled, for worker processes.
 
     Args:
         tokenizer: of the model; its chat template is replaced.
@@ -84,6 +118,7 @@ class Template:
         with suppress(ValueError):  # several by name, none of them the default
             self.own = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self._fast, self._identity = _plain_fast(tokenizer), ""
+        self._takes_apart = False  # thoughts, in a field of their own
         if name in NEEDS:
             self._check_known(name)
         tokenizer.chat_template = self._text(name, path)
@@ -91,7 +126,8 @@ class Template:
             self._think(enable_thinking)
         added = tokenizer.added_tokens_decoder
         special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-        self._special = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or r"(?!)")
+        self._special = _any_of(special.difference(TAGS))
+        self._tags = _any_of(special.intersection(TAGS))  # most tokenizers have them as tokens that are not special
         self._ends = {i for i, token in added.items() if token.content.strip()} | set(tokenizer.all_special_ids)
         first, *later = self.encode(["x", "\n", "\nx"])
         self._spaced = later[1] != later[0] + first
@@ -162,13 +198,24 @@ class Template:
         taken away again. Where the two would melt into one token the answer is tokenised apart: the prompt must
         stay what inference sees.
         """
-        texts = [self._rest + self._bare(answer) for answer in answers]
-        skip = self.encode([self._tail], special=False)[0]
-        bodies = self.encode([self._tail + text for text in texts], special=False)
-        for i, body in enumerate(bodies):
-            melted = body[: len(skip)] != skip
-            bodies[i] = self._inside(texts[i], special=False) if melted else body[len(skip) :]
-        return [self._fixed + body + self.end_of_turn for body in bodies]
+        written = [self._written(answer) for answer in answers]
+        skips = {lead.tail: self.encode([lead.tail], special=False)[0] for lead, _ in written}
+        parts = [self._parts(lead.text + text) for lead, text in written]
+        bodies = self.encode(
+            [lead.tail + first for (lead, _), (first, *_) in zip(written, parts, strict=True)], special=False
+        )
+        for i, ((lead, _), (first, *later)) in enumerate(zip(written, parts, strict=True)):
+            skip = skips[lead.tail]
+            melted = bodies[i][: len(skip)] != skip or (lead.ids and self._spaced)
+            body = self._inside(first, special=False) if melted else bodies[i][len(skip) :]
+            for part in later:
+                body = body + self._inside(part, special=part in TAGS)
+            bodies[i] = lead.ids + body + self.end_of_turn
+        return bodies
+
+    def leaves_out_thought(self, answer: str) -> bool:
+        """Whether an answer loses its thought, because the prompt ends after an empty one."""
+        return self._has_thoughts and self._closed and thought_of(answer) != ""
 
     def holds_special(self, text: str) -> bool:
         """Whether a text names one of the tokenizer's special tokens."""
@@ -203,18 +250,23 @@ class Template:
         """The template's text, with the generation prompt if it is to `ask`."""
         try:
             return self.tokenizer.apply_chat_template(
-                list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=ask
+                self._given(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=ask
             )
         except FAULTS as e:
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise Refusal(reason.rstrip("."), _roles(turns)) from e
+
+    def _given(self, turns: Sequence[Message]) -> list[Any]:
+        """The messages as the template takes them."""
+        return [thought_apart(m) for m in turns] if self._takes_apart else list(turns)
 
     def _texts(self, talks: list[Talk]) -> list[str | Refusal]:
         """The text of each prompt, or why there is none; in one call where nothing needs a closer look."""
         prompts = [messages for messages, _ in talks]
         if prompts and all(prompts) and not any(_has_tools(*talk) for talk in talks):
             try:
-                return self.tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
+                given = [self._given(messages) for messages in prompts]
+                return self.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
             except FAULTS:
                 pass  # one of them is refused; the single calls say which
         return [_or_refusal(lambda messages, tools: self.render(messages, tools=tools), *talk) for talk in talks]
@@ -250,35 +302,91 @@ class Template:
                 return ids[len(skip) :]
         return self.encode([text], special=special)[0]
 
-    def _bare(self, answer: str) -> str:
-        """The answer as the template writes it, without an end of turn that it may bring along."""
+    def _parts(self, text: str) -> list[str]:
+        """A text cut around the tags that are special tokens; the first part may be empty, later ones are not."""
+        first, *later = re.split(f"({self._tags.pattern})", text)
+        return [first, *filter(None, later)]
+
+    def _written(self, answer: str) -> tuple[Lead, str]:
+        """The answer as the template writes it after a prompt, without an end of turn that it may bring along."""
         while end := next((e for e in self._closers if answer.rstrip().endswith(e)), None):
             answer = answer.rstrip().removesuffix(end)
-        return answer.strip() if self._strips else answer
+        if self._has_thoughts and holds_thought(answer):
+            if self._keeps_thoughts and (text := self._after_prompt(answer)) is not None:
+                return self._bare, text
+            if not self._closed:
+                return self._bare, thought_on(answer) if self._opened else self._stripped(answer)
+            answer = without_thought(answer)
+        return self._lead, self._stripped(answer)
+
+    def _stripped(self, answer: str) -> str:
+        left, right = self._strips
+        return answer.lstrip(left).rstrip(right)
+
+    def _after_prompt(self, answer: str) -> str | None:
+        """What the template writes between the generation prompt and the end of turn, if it goes on from that prompt."""
+        try:
+            whole = self.render(QUESTION, answer=answer)
+        except Refusal:
+            return None
+        goes_on = whole.startswith(self._asked) and whole.endswith(self._after)
+        return whole[len(self._asked) : len(whole) - len(self._after)] if goes_on else None
 
     def _learn(self) -> None:
         """What the template puts before and after an answer."""
-        question = [Message(role="user", content=PROBE)]
         try:
-            prompt, whole = self.render(question), self.render(question, answer=f"\t{PROBE}\t")
+            self._asked, whole = self.render(QUESTION), self.render(QUESTION, answer=f"\t{PROBE}\t")
+            if PROBE not in self._asked or whole.count(PROBE) < 2:
+                raise ModelError("The chat template leaves out questions or answers. Choose another template=.")
+            whole = self.render(QUESTION, answer=PROBE)
+            self._strips = self._stripped_by(lambda c: c + PROBE, whole), self._stripped_by(lambda c: PROBE + c, whole)
         except Refusal as e:
             raise ModelError(f"The chat template cannot write a question and an answer: {e.reason}.") from e
-        if PROBE not in prompt or whole.count(PROBE) < 2:
-            raise ModelError("The chat template leaves out questions or answers. Choose another template=.")
-        self._strips = f"\t{PROBE}\t" not in whole
-        whole = self.render(question, answer=PROBE)
         start = whole.rindex(PROBE)
-        header = prompt[prompt.rindex(PROBE) + len(PROBE) :]
-        lead = whole[len(prompt) : start] if whole.startswith(prompt) else ""
-        self._fixed = self.encode([lead[: self._after_special(lead)]])[0]
-        self._rest = lead[self._after_special(lead) :]  # before each answer, tokenised with it: Mistral's space
-        self._tail = "" if self._fixed else header[self._after_special(header) :]
-        self.end_of_turn = self._end_of_turn(whole[start + len(PROBE) :])
+        header = self._asked[self._asked.rindex(PROBE) + len(PROBE) :]
+        text = whole[len(self._asked) : start] if whole.startswith(self._asked) else ""
+        ids = self.encode([text[: self._after_special(text)]])[0]
+        tail = header[self._after_special(header) :]
+        self._bare = Lead([], "", tail)
+        self._lead = Lead(ids, text[self._after_special(text) :], "" if ids else tail)
+        self._after = whole[start + len(PROBE) :]
+        self._learn_thoughts(header, text)
+        self.end_of_turn = self._end_of_turn(self._after)
         last = self.tokenizer.convert_ids_to_tokens(self.end_of_turn[-1])
         self._closers = [end for end in {last, self.tokenizer.eos_token} if end]
 
+    def _stripped_by(self, edge: Callable[[str], str], whole: str) -> str | None:
+        """The spaces that the template takes away at an edge of an answer, as str.strip takes them; None is any."""
+        taken = "".join(c for c in SPACE if self.render(QUESTION, answer=edge(c)) == whole)
+        return None if taken == SPACE else taken
+
+    def _learn_thoughts(self, header: str, lead: str) -> None:
+        """What becomes of a thought: kept as the text that it is, written in a way of its own, or left out."""
+        self._opened, self._closed = ends_open(header), ends_closed(header)
+        answer = f"{OPEN}\n{THOUGHT}\n{CLOSE}\n\n{PROBE}"
+        as_text = self._asked + lead + answer + self._after
+        whole = self._with_thought(answer)
+        self._has_thoughts = whole != as_text
+        if not self._has_thoughts and (self._opened or self._closed or OPEN in lead):
+            # A thought would follow one that the template has written, as it does where it looks for none in a text.
+            self._has_thoughts = self._takes_apart = True
+            whole = self._with_thought(answer)
+            self._takes_apart = THOUGHT in whole
+        # The template's own special tokens before an answer would be read as text.
+        before = whole[len(self._asked) : whole.rfind(PROBE)]
+        self._keeps_thoughts = THOUGHT in whole and not self._special.search(before)
+        if self._opened and not lead:
+            self._lead = Lead([], NOTHING, self._bare.tail)
+
+    def _with_thought(self, answer: str) -> str:
+        try:
+            return self.render(QUESTION, answer=answer)
+        except Refusal:
+            return ""
+
     def _after_special(self, text: str) -> int:
-        return max((match.end() for match in self._special.finditer(text)), default=0)
+        found = (match.end() for names in (self._special, self._tags) for match in names.finditer(text))
+        return max(found, default=0)
 
     def _end_of_turn(self, text: str) -> list[int]:
         """The tokens after an answer up to the first special one; the eos token if there is none."""
@@ -298,17 +406,14 @@ class Template:
                     "The tokenizer has no chat template. Choose the one that the model was trained with, or for a base "
                     f"model one that any tokenizer can write: template={'|'.join(NEEDS)}, or template=file."
                 )
-            text = self.tokenizer.get_chat_template()
-            # Llama 3.2 writes today's date into the prompt, and its own constant where it knows of none.
-            dated = "date_string" in text and "strftime_now" in text
-            return _default("date_string", "'26 Jul 2024'") + text if dated else text
+            return _with_clock(self.tokenizer.get_chat_template())
         file = JINJA / f"{name}.jinja" if path is None else path
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as e:
             raise ConfigError(f"template.path={file} cannot be read as text: {e}.") from e
         # As plain texts of this tokenizer begin, without asking which family it is of.
-        return "{{- bos_token }}" + text if name in ANY_TOKENIZER and self._begins_with_bos() else text
+        return "{{- bos_token }}" + text if name in ANY_TOKENIZER and self._begins_with_bos() else _with_clock(text)
 
     def _begins_with_bos(self) -> bool:
         bos = self.tokenizer.bos_token_id
@@ -316,11 +421,10 @@ class Template:
 
     def _think(self, enabled: bool) -> None:
         text = self.tokenizer.chat_template
-        question = [Message(role="user", content=PROBE)]
         seen = []
         for value in (True, False):
             self.tokenizer.chat_template = _default("enable_thinking", str(value).lower()) + text
-            seen.append(self.render(question))
+            seen.append(self.render(QUESTION))
         if seen[0] == seen[1]:
             raise ConfigError(
                 f"template.enable_thinking={str(enabled).lower()} has no effect: this chat template has no such switch. "
@@ -346,6 +450,17 @@ class Template:
 def _default(name: str, value: str) -> str:
     """Jinja that sets a variable unless the caller does."""
     return f"{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}"
+
+
+def _with_clock(text: str) -> str:
+    """A template whose clock stands still, if it has one that does not yet."""
+    clock = stopped_clock()
+    return clock + text if "strftime_now" in text and clock not in text else text
+
+
+def _any_of(names: set[str]) -> re.Pattern[str]:
+    """One of the names, the longest there is; of none, nothing."""
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 
 def _roles(turns: Iterable[Message]) -> str:

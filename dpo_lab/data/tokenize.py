@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dpo_lab.data.templates import Refusal, Template
-from dpo_lab.data.types import Counts, Example, Message, Pair
+from dpo_lab.data.types import Counts, Example, Pair
 
 log = logging.getLogger(__name__)
 CHUNK = 256  # pairs tokenised at a time
+LEAST_ANSWER = 16  # tokens that a cut leaves of each answer, or all of the shorter one
+REFUSED = "refused by the chat template"
+LONG_PROMPT = "prompt longer than data.max_length"
+LONG_PAIR = "prompt and answer longer than data.max_length"
+SAME_AFTER_CUT = "identical answers after cutting"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Encoder:
                 "\n".join((pair.chosen, pair.rejected, *(m["content"] for m in pair.prompt)))
             )
             if isinstance(prompt, Refusal):
-                yield Outcome(pair, None, f"refused by the chat template: {prompt.reason}", named=named)
+                yield Outcome(pair, None, f"{REFUSED}: {prompt.reason}", named=named)
             elif empty in (chosen, rejected):
                 yield Outcome(pair, None, "empty answer", named=named)
             elif chosen == rejected:
@@ -76,22 +81,24 @@ class Encoder:
 
         An answer that is cut has no end of turn: it does not end there.
         """
-        cuts: list[str] = []
-        pair, room = example.pair, self.max_length
+        pair, room, refusal = example.pair, self.max_length, None
+        thoughts = any(self.template.leaves_out_thought(answer) for answer in (pair.chosen, pair.rejected))
+        cuts = ["thoughts left out"] if thoughts else []
         if self.truncation in ("cut_prompt", "cut_both") and _too_long(example, room):
-            shorter = _cut_prompt(example, self.template, room, answers_too=self.truncation == "cut_both")
+            shorter, refusal = _cut_prompt(example, self.template, room, answers_too=self.truncation == "cut_both")
             cuts += ["prompts cut"] if shorter is not example else []
             example = shorter
-        if len(example.prompt_ids) >= room:
-            return Outcome(pair, None, "prompt longer than data.max_length", named=named)
-        if self.truncation in ("cut_answer", "cut_both") and _too_long(example, room):
-            left = room - len(example.prompt_ids)
+        left = room - len(example.prompt_ids)
+        cut_answers = self.truncation in ("cut_answer", "cut_both") and _too_long(example, room)
+        if left < (_least(example) if cut_answers else 1):
+            return Outcome(pair, None, _why(LONG_PROMPT, refusal), named=named)
+        if cut_answers:
             cuts.append("answers cut")
             example = Example(example.prompt_ids, example.chosen_ids[:left], example.rejected_ids[:left], pair)
             if example.chosen_ids == example.rejected_ids:
-                return Outcome(pair, None, "identical answers after cutting", named=named)
+                return Outcome(pair, None, SAME_AFTER_CUT, named=named)
         if _too_long(example, room):
-            return Outcome(pair, None, "prompt and answer longer than data.max_length", named=named)
+            return Outcome(pair, None, _why(LONG_PAIR, refusal), named=named)
         return Outcome(pair, example, cuts=tuple(cuts), named=named)
 
 
@@ -142,19 +149,36 @@ def _too_long(example: Example, max_length: int) -> bool:
     return prompt + max(chosen, rejected) > max_length
 
 
-def _cut_prompt(example: Example, template: Template, max_length: int, *, answers_too: bool) -> Example:
+def _least(example: Example) -> int:
+    """Tokens that an answer must have after a cut."""
+    return min(LEAST_ANSWER, len(example.chosen_ids), len(example.rejected_ids))
+
+
+def _why(reason: str, refusal: Refusal | None) -> str:
+    """The reason, or that the template refuses every shorter prompt."""
+    return reason if refusal is None else f"{REFUSED}: {refusal.reason}"
+
+
+def _cut_prompt(
+    example: Example, template: Template, max_length: int, *, answers_too: bool
+) -> tuple[Example, Refusal | None]:
     """The prompt without its oldest turns: as few go as needed; system messages and the last turn stay.
 
-    With `answers_too` prompts are cut to half of `max_length` and answers give the rest.
+    With `answers_too` prompts are cut to half of `max_length` and answers give the rest. What the template refuses is
+    passed over; where it refuses every shorter prompt, the whole one comes back with the refusal.
     """
-    system: list[Message] = [m for m in example.pair.prompt if m["role"] == "system"]
-    turns: list[Message] = [m for m in example.pair.prompt if m["role"] != "system"]
-    best = example
-    for start in range(1, len(turns)):
-        if turns[start]["role"] != "user":
+    prompt, tools = example.pair.prompt, example.pair.tools
+    best, refusal = example, None
+    turns = [i for i, m in enumerate(prompt) if m["role"] != "system"]
+    for start in turns[1:]:
+        if prompt[start]["role"] != "user":
             continue
-        ids = template.prompt_ids([[*system, *turns[start:]]], [example.pair.tools])[0]
+        shorter = [m for i, m in enumerate(prompt) if i >= start or m["role"] == "system"]
+        [ids] = template.try_prompt_ids([shorter], [tools])
+        if isinstance(ids, Refusal):
+            refusal = ids
+            continue
         best = Example(ids, example.chosen_ids, example.rejected_ids, example.pair)
         if not _too_long(best, max_length) or (answers_too and len(ids) <= max_length // 2):
             break
-    return best
+    return best, refusal if best is example else None

@@ -156,7 +156,7 @@ def _count(
     return counts, dropped, frozenset(np.flatnonzero((cuts > 0) & ~out).tolist())
 
 
-CUTS = {1: "prompts cut", 2: "answers cut"}
+CUTS = {1: "prompts cut", 2: "answers cut", 4: "thoughts left out"}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
 from dpo_lab.data.templates import Template, load_template
 from dpo_lab.data.tokenize import warn_of_names
-from dpo_lab.models.load import rope_facts
+from dpo_lab.models.load import model_config, rope_facts
 from dpo_lab.models.lora import parameter_counts
 from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_running
@@ -115,6 +116,8 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         references.check_vocabulary(config, source, template.tokenizer)
     with run.interrupt.at_once():  # outside the spinner: tokenising has a bar of its own
         data = prepare(split, config.data, template, run.cache_dir)
+    if rope is None:
+        _warn_beyond(model_config(start.located, config.model), data)
     steps = _count_steps(config, len(data.train))
     log.info("data ready: %s; held out: %s", data.train_counts, data.heldout_counts)
     if not config.doctor.enabled:  # which says it too
@@ -191,6 +194,19 @@ def _count_steps(config: Config, pairs: int) -> int:
             f"optim.batch_size={optim.batch_size} pairs. Lower optim.batch_size, or raise optim.epochs."
         )
     return steps
+
+
+def _warn_beyond(model: Any, data: Prepared) -> None:
+    """Say that there are pairs longer than the model was made for."""
+    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
+    lengths = np.concatenate([data.train.lengths, data.heldout.lengths])
+    beyond = int((lengths[:, 0] + lengths[:, 1:].max(axis=1) > limit).sum()) if limit else 0
+    if beyond:
+        log.warning(
+            "%d pairs are longer than the %d positions that the model was made for: data.max_length=%d leaves them out, "
+            "model.rope.type=yarn makes room.",
+            *(beyond, limit, limit),
+        )
 
 
 def _examined(run: RunContext, data: Prepared, template: Template) -> Report | None:

@@ -1,4 +1,4 @@
-"""The format of public data is told by its columns, and broken rows do not mislead."""
+"""The format of public data is told by its columns; broken rows do not mislead, and no part of a prompt is lost."""
 
 import json
 from contextlib import suppress
@@ -15,6 +15,14 @@ PUBLIC = {
     "full-hh-rlhf": (
         {"prompt": hh("Hi", "Hello", "Why?", ""), "response": "noise", **both({}), "chosen": " good"},
         "hh",
+    ),
+    "a transcript and messages": (
+        {"prompt": hh("Hi", "Hello", "Why?", ""), "chosen": [GOOD], "rejected": BAD},
+        "hh",
+    ),
+    "a transcript and whole conversations": (
+        {"prompt": hh("Hi", "Hello", "Why?", ""), "chosen": [*OLD, USER, GOOD], "rejected": [*OLD, USER, BAD]},
+        "trl",
     ),
     "dpo-mix-7k": (
         {"dataset": "x", "chosen": [*OLD, USER, GOOD], "rejected": [*OLD, USER, BAD], "chosen_rating": 5.0}
@@ -167,3 +175,125 @@ def test_public_data_with_any_other_value_is_a_pair_or_a_told_fault(row, name):
             with suppress(DataError):
                 read(row | {column: value})
     assert found > len(VALUES) // 2
+
+
+SUM = {"problem": "What is 2 + 3?", "chosen": "The answer is 5.", "rejected": "The answer is 6."}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        (SUM, "problem"),
+        (SUM | {"dataset": "a math set", "problem": "Sum"}, "problem"),
+        ({"task": "Add 2 and 3", **both({})}, "task"),
+        ({"q": "Why?", "id": "x-7", **both({})}, "q"),
+        ({"problem": "Why?", "chosen": [GOOD], "rejected": [BAD]}, "problem"),
+        (SUM | {"score_chosen": 2, "score_rejected": 1}, "problem"),
+    ],
+)
+def test_a_text_column_that_could_be_the_prompt_is_asked_about(row, column):
+    with pytest.raises(DataError, match=rf"row 1: which column is the prompt: {column}") as caught:
+        read(row)
+    assert f"'data.columns={{prompt: {column}}}'" in str(caught.value)
+    assert read_one(row, columns={"prompt": column})[0] == chat(row[column])
+
+
+def test_what_is_asked_about_a_prompt_tells_the_columns_as_the_source_names_them():
+    with pytest.raises(DataError, match=r"column context is not read.* columns there are q, context, chosen") as caught:
+        read(both({"q": "Why?", "context": "A text."}) | {"prompt": "noise"}, columns={"prompt": "q"})
+    assert "'data.columns={prompt: q, query: context}'" in str(caught.value)
+
+
+def test_the_common_beginning_is_the_prompt_where_the_format_is_named():
+    assert read_one(SUM, format="trl")[:3] == (chat("The answer is"), " 5.", " 6.")
+
+
+def test_columns_that_are_no_prompt_or_stand_in_it_do_not_keep_the_common_beginning_from_being_it():
+    row = {"chosen": "Q: Why so?\nA: Rayleigh.", "rejected": "Q: Why so?\nA: Magic.", "source": "some web", "id": "7"}
+    row |= {"problem": "Why so?", "response": "Q: Why so?\nA: Magic.", "lang": None}
+    assert read_one(row) == (chat("Q: Why so?\nA:"), " Rayleigh.", " Magic.", "trl")
+
+
+@pytest.mark.parametrize("words", ["Sure. ", "I am ", "我们", "It is ("])
+def test_a_word_or_two_that_answers_share_are_no_prompt(words):
+    row = {"chosen": f"{words}好one", "rejected": f"{words}坏two"}
+    with pytest.raises(DataError, match=r"row 2: prompt is missing, and .* both begin with") as caught:
+        read({"chosen": "The sky is blue.", "rejected": "The sky is green."}, row)
+    assert repr(words.rstrip()) in str(caught.value)
+    assert "data.format=trl" in str(caught.value)
+    assert read_one(row, format="trl")[0] == chat(words.rstrip())
+
+
+def test_a_row_that_lacks_its_prompt_among_others_is_a_fault_of_its_own():
+    bad = []
+    pairs, _ = read(both({"prompt": "Why?"}), both({"source": "a long text here"}), on_bad=bad.append)
+    assert len(pairs) == 1
+    assert [(b.row, b.reason.partition(",")[0]) for b in bad] == [(2, "prompt is missing")]
+
+
+UNREAD = {
+    "trl": (both({"prompt": "Why?", "context": "A text."}), "context", "trl", "Why?\nA text.", "alpaca"),
+    "trl with input": (both({"prompt": "Why?", "input": "A text."}), "input", "trl", "Why?\nA text.", "alpaca"),
+    "trl with a problem": (both({"prompt": "Solve:", "problem": "1 + 1"}), "problem", "trl", "Solve:\n1 + 1", "alpaca"),
+    "orca": (both({"question": "Why?", "passage": "A text."}), "passage", "orca", "Why?\nA text.", "alpaca"),
+    "icr": (both({"input": "Why?", "context": "A text."}), "context", "icr", "Why?\nA text.", "alpaca"),
+    "alpaca": (both({"instruction": "Why?", "question": "Q"}), "question", "alpaca", "Why?\nQ", "alpaca"),
+    "argilla": (
+        {"question": "Why?", "context": "A text.", "chosen_response": "good", "rejected_response": "bad"},
+        "context",
+        "argilla",
+        "Why?\nA text.",
+        "argilla",
+    ),
+    "scored": (
+        {"prompt": "Why?", "context": "A text.", "responses": ["bad", "good"], "scores": [1, 2]},
+        "context",
+        "scored",
+        "Why?\nA text.",
+        "scored",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "column", "name", "prompt", "then"), UNREAD.values(), ids=UNREAD)
+def test_a_column_of_a_prompts_name_that_is_not_read_is_asked_about_once(row, column, name, prompt, then):
+    plain = {key: value for key, value in row.items() if key != column}
+    with pytest.raises(DataError, match=rf"file\.json: row 2: the column {column} is not read \(format {name}\)") as e:
+        read(plain, row)
+    assert str(e.value).endswith(f"To leave it out: data.format={name}.")
+    assert read_one(row, format=name)[0] == read_one(plain)[0] == chat(prompt.partition("\n")[0])
+    said = str(e.value).partition("data.columns={")[2].partition("}")[0]
+    columns = dict(pair.split(": ") for pair in said.split(", "))
+    assert read_one(row, columns=columns) == (chat(prompt), "good", "bad", then)
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        (both({"prompt": "Hi", "messages": [*OLD, USER, GOOD]}), "messages"),
+        (both({"prompt": "Why?", "conversations": [*OLD, USER]}), "conversations"),
+        (both({"prompt": [USER], "history": [["Hi", "Hello"]]}), "history"),
+        (both({"question": "Why?", "history": "Hi. Hello."}), "history"),
+        (both({"messages": [USER], "context": "A text."}), "context"),
+        (both({"prompt": "Why?", "messages": v1(*OLD, USER)}), "messages"),
+        (both({"prompt": "Why?", "messages": [USER | {"content": [{"type": "text", "text": "Hi"}]}]}), "messages"),
+        (both({"prompt": "Why?", "context": ["A text.", "Another."]}), "context"),
+    ],
+)
+def test_turns_and_lists_that_are_not_read_are_asked_about_too(row, column):
+    with pytest.raises(DataError, match=rf"the column {column} is not read"):
+        read(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        both({"prompt": "Why?", "messages": [USER, GOOD], "question": " Why? ", "context": "", "input": None}),
+        both({"prompt": "Why?", "messages": [], "history": []}),
+        {"prompt": "Why?", "question": "Why?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"instruction": "Why?", "input": "Why?", "chosen_response": "good", "rejected_response": "bad"},
+        {"chosen": hh("Why?", "good"), "rejected": hh("Why?", "bad"), "question": "Why?"},
+    ],
+)
+def test_what_repeats_the_prompt_or_is_empty_is_not_asked_about(row):
+    assert read_one(row)[:3] == (SHORT, "good", "bad")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import FAMILIES, chat, family, pair
+from toys import ASKED, FAMILIES, WEATHER, call, chat, family, pair
 
 import dpo_lab.data.demo
 from dpo_lab.data.doctor.examine import CHECKS, examine
 from dpo_lab.data.doctor.writing import SCRIPTS, scripts_of
+from dpo_lab.data.formats import NO_PARTNER
 from dpo_lab.data.templates import Template
 from dpo_lab.data.tokenize import tokenize
 from dpo_lab.data.types import Counts, Example, Pair
@@ -144,6 +145,75 @@ def test_rows_of_another_fault_are_told(template):
     data = examples(sound(100), template)
     report = examine(data, data[:0], train_counts=counts, heldout_counts=Counts(), template=template, max_length=4096)
     assert the(report, "faulty-rows").rows[0].row == 8
+
+
+def lost(template, reason, n, kind="", kept=100):
+    """The finding about pairs or rows that are lost for one reason."""
+    counts = Counts(kept=kept)
+    counts.drop(reason, 8, n, kind=kind)
+    data = examples(sound(kept), template)
+    report = examine(data, [], train_counts=counts, heldout_counts=Counts(), template=template, max_length=4096)
+    [finding] = [f for f in report.findings if f.check != "few-heldout"]
+    return finding
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["answers must be a non-empty list, not null", "row is longer than 64 MiB", "the two are identical", "refused"],
+)
+def test_a_faulty_row_is_one_whatever_words_its_fault_is_told_in(template, reason):
+    found = lost(template, reason, 3, "faulty")
+    assert (found.check, found.severity, found.rows[0].row) == ("faulty-rows", "info", 8)
+    assert "data.max_length" not in found.fix
+    assert "or leave" not in found.fix, "that is done already"
+    assert lost(template, reason, 10, "faulty").severity == "warning"
+    assert lost(template, reason, 100, "faulty").severity == "error"
+
+
+@pytest.mark.parametrize(("n", "severity"), [(3, "info"), (90, "info"), (100, "warning"), (5000, "warning")])
+@pytest.mark.parametrize("reason", ["no answer is better than another", "an answer has no score", "of another kind"])
+def test_a_sound_row_that_gives_no_pair_is_no_fault(template, reason, n, severity):
+    found = lost(template, reason, n, "unpaired")
+    assert (found.check, found.severity, found.count) == ("unpaired-rows", severity, n)
+    assert found.share == n / (n + 100)
+    assert f"{n:,} of {n + 100:,} rows" in found.message
+    assert "on_error" not in found.fix
+
+
+def test_a_margin_that_leaves_pairs_out_can_be_lowered(template):
+    assert "data.min_margin" in lost(template, "scores differ by less than data.min_margin", 9, "unpaired").fix
+
+
+def test_a_single_answer_is_half_a_pair(template):
+    found = lost(template, NO_PARTNER, 200, "unpaired")
+    assert (found.share, found.severity) == (0.5, "warning"), "a hundred pairs are of two hundred rows"
+    assert "200 of 400 rows" in found.message
+
+
+def test_rows_and_pairs_are_counted_apart(template):
+    counts = Counts(kept=100)
+    counts.drop("an answer has no score", 1, 900, kind="unpaired")
+    counts.drop("empty answer", 2, 25)
+    data = examples(sound(100), template)
+    report = examine(data, [], train_counts=counts, heldout_counts=Counts(), template=template, max_length=4096)
+    assert the(report, "empty-answers").share == 0.2
+    assert "25 of 125 training pairs" in the(report, "empty-answers").message
+    assert "mostly-dropped" not in checks(report)
+    assert report.numbers["train/dropped"] == 25
+    assert report.numbers["train/unpaired_rows"] == 900
+
+
+def test_prompts_that_are_held_out_are_no_loss(template):
+    found = lost(template, "prompt is held out", 900)
+    assert (found.check, found.severity) == ("held-out-prompts", "info")
+
+
+def test_answers_that_a_cut_makes_the_same_need_more_room(template):
+    same = "word " * 300
+    report = look(
+        template, [*sound(99), pair("q", same + "a", same + "b", 901)], max_length=600, truncation="cut_answer"
+    )
+    assert "data.max_length" in the(report, "identical-when-cut").fix
 
 
 def test_reasons_that_add_up_to_most_of_the_data_are_an_error(template):
@@ -306,6 +376,104 @@ def test_a_prompt_on_both_sides_is_an_error(template):
     other = replace(pairs[7], chosen="another answer", row=5999)
     found = the(look(template, pairs, [*sound(60, seed=9, start=5000), other]), "leaked-prompts")
     assert (found.severity, [(p.split, p.row) for p in found.rows]) == ("error", [("heldout", 5999)])
+
+
+def test_repeats_are_counted_over_all_pairs_however_few_are_looked_at(template):
+    pairs = sound(600)
+    twice = [*pairs, *[replace(p, row=p.row + 600) for p in pairs]]
+    report = look(template, twice, [*sound(60, seed=9, start=5000), *[replace(pairs[599], row=5999)]], pairs=100)
+    assert report.sizes["train/looked_at"] == 100
+    found = the(report, "exact-duplicates")
+    assert (found.count, found.share, found.rows[0].row) == (600, 0.5, 601)
+    assert "600 training pairs (50 % of all)" in found.message
+    assert report.numbers["repeats/prompts"] == 600
+    assert [p.row for p in the(report, "leaked-prompts").rows] == [5999]
+
+
+def test_contradictions_are_counted_over_all_pairs(template):
+    pairs = sound(600)
+    swapped = [replace(p, chosen=p.rejected, rejected=p.chosen, row=p.row + 600) for p in pairs[:300]]
+    report = look(template, [*pairs, *swapped], pairs=100)
+    assert the(report, "contradicting-pairs").count == 600
+    assert checks(report) == {"contradicting-pairs"}
+
+
+def test_of_three_the_same_two_are_repeats_and_one_swapped_contradicts_all(template):
+    one = pair("q", "a b c", "d e f", 901)
+    report = look(template, [*sound(97), one, replace(one, row=902), replace(one, row=903),
+                             replace(one, chosen=one.rejected, rejected=one.chosen, row=904)])  # fmt: skip
+    assert [p.row for p in the(report, "exact-duplicates").rows] == [902, 903]
+    assert [p.row for p in the(report, "contradicting-pairs").rows] == [901, 902, 903, 904]
+
+
+@pytest.mark.parametrize("what", ["arguments", "tools", "nothing"])
+def test_prompts_that_differ_in_their_tools_are_different_prompts(what):
+    template = Template(family("qwen2.5"), "auto")
+
+    def using(i):
+        prompt = (ASKED[0], call("get_weather", city="北京" if what != "arguments" else f"City {i}"), *ASKED[2:])
+        about = {"type": "function", "function": {"name": f"tool_{i}", "parameters": {}}}
+        return replace(pair(prompt, "Warm.", "Cold.", i), tools=(about,) if what == "tools" else WEATHER)
+
+    report = look(template, [*sound(50), *[using(i) for i in range(901, 905)]], [*sound(60, 9, 5000), using(5901)])
+    found = {"leaked-prompts", "exact-duplicates"}
+    assert checks(report) & found == (found if what == "nothing" else set())
+    assert ("near-leakage" in checks(report)) == (what != "nothing"), "they are nearly the same nevertheless"
+
+
+def test_repeats_of_heldout_pairs_are_told_and_do_not_count(template):
+    pairs = sound(60, seed=9, start=5000)
+    report = look(template, sound(100), [*pairs, *[replace(p, row=6000 + p.row) for p in pairs[:20]]])
+    found = the(report, "heldout-duplicates")
+    assert (found.severity, found.count, found.share) == ("warning", 20, 0.25)
+    assert report.numbers["heldout/distinct"] == 60
+    assert "few-heldout" not in checks(report)
+    few = the(look(template, sound(100), pairs[:16] * 5), "few-heldout")
+    assert (few.count, "Only 16 different ones of 80 pairs" in few.message) == (16, True)
+    assert "12 points" in few.message
+
+
+# Prompts
+
+
+def test_one_prompt_everywhere_is_told(template):
+    found = the(look(template, [replace(p, prompt=chat("math")) for p in sound(200)]), "same-prompt")
+    assert (found.severity, found.count) == ("warning", 200)
+    assert found.message == "All 200 pairs have the same prompt."
+    assert "data.columns" in found.fix
+    assert found.example == "math"
+
+
+def test_one_prompt_nearly_everywhere_is_told(template):
+    pairs = [replace(p, prompt=chat("math")) if p.row <= 150 else p for p in sound(200)]
+    assert "150 pairs of 200 (75 %)" in the(look(template, pairs), "same-prompt").message
+    few = [replace(p, prompt=chat("math")) if p.row <= 15 else p for p in sound(200)]
+    assert checks(look(template, few)) == set()
+
+
+def test_few_different_prompts_are_told(template):
+    pairs = [replace(p, prompt=chat(f"Write a poem about {WORDS[p.row % 5]} and the sea.")) for p in sound(200)]
+    found = the(look(template, pairs), "few-prompts")
+    assert "200 pairs have only 5 different prompts" in found.message
+    assert len(found.rows) == 5
+
+
+def test_many_short_prompts_that_rows_share_are_told(template):
+    pairs = [replace(p, prompt=chat(f"topic {p.row // 8}")) if p.row <= 100 else p for p in sound(200)]
+    found = the(look(template, pairs), "short-prompts")
+    assert found.count > 90
+    assert "very short" in found.message
+    assert "short-prompts" not in checks(look(template, [replace(p, prompt=chat(f"t{p.row}")) for p in pairs]))
+    long = [replace(p, prompt=chat(f"topic {p.row // 8} is what this question is about")) for p in pairs]
+    assert "short-prompts" not in checks(look(template, long))
+
+
+def test_several_answers_of_a_row_are_no_prompt_that_rows_share(template):
+    rng = np.random.default_rng(3)
+    ranked = [pair(f"sum {row}?", texts(rng), texts(rng), row) for row in range(1, 31) for _ in range(10)]
+    assert checks(look(template, ranked)) == set()
+    one = [pair("sum?", texts(rng), texts(rng), 1) for _ in range(200)]
+    assert checks(look(template, one)) == set()
 
 
 def test_near_duplicates_are_found(template):
@@ -499,7 +667,7 @@ def test_every_check_is_in_a_report_of_numbers(template):
     report = look(template, sound(100))
     areas = {name.split("/")[0] for name in report.numbers}
     assert areas >= {"train", "tokens", "length_bias", "words", "repeats", "roles", "languages", "characters"}
-    assert len(CHECKS) == 16
+    assert len(CHECKS) == 17
 
 
 def test_the_histograms_are_of_both_splits(template):

@@ -9,18 +9,23 @@ import pytest
 from toys import family, pair
 
 import dpo_lab.data.doctor.examine as examine_module
-from dpo_lab.data.doctor.examine import CHECKS, PROBED, TOKENS, examine
+from dpo_lab.data.doctor.examine import FIRST_WEIGHT, MOST_WEIGHT, OF_SAMPLE, examine
 from dpo_lab.data.doctor.findings import Finding, Place, Report
 from dpo_lab.data.doctor.sample import Sample
+from dpo_lab.data.doctor.whole import Whole
 from dpo_lab.data.templates import Template
 from dpo_lab.data.types import Counts, Example
 
 
 class Synthetic(Sequence):
-    """A million pairs that are made when asked for, and a count of how many were."""
+    """A million pairs that are made when asked for, and a count of how many were; hashes and lengths are known."""
 
-    def __init__(self, n, template):
-        self.n, self.end, self.read = n, template.end_of_turn, []
+    def __init__(self, n, template, tokens=60):
+        self.n, self.tokens, self.end, self.read = n, tokens, template.end_of_turn, []
+        self.lengths = np.full((n, 3), [tokens, tokens + len(self.end), tokens + len(self.end)])
+
+    def keys(self):
+        return np.arange(3 * self.n, dtype=np.uint64).reshape(self.n, 3) + np.uint64(id(self))
 
     def __len__(self):
         return self.n
@@ -30,7 +35,7 @@ class Synthetic(Sequence):
             raise IndexError(i)
         self.read.append(i)
         rng = np.random.default_rng(i)
-        a, b, c = rng.integers(0, 250, (3, 60)).tolist()
+        a, b, c = rng.integers(0, 250, (3, self.tokens)).tolist()
         return Example(a, b + self.end, c + self.end, pair(f"{i} {a}", str(b), str(c), i))
 
 
@@ -49,7 +54,7 @@ def look(train, heldout, template, **options):
 def test_a_large_set_is_sampled_evenly_and_the_report_says_so(template):
     train, heldout = Synthetic(1_000_000, template), Synthetic(100, template)
     report = look(train, heldout, template, pairs=500)
-    assert train.read[PROBED:] == list(range(0, 1_000_000, 2000))
+    assert train.read == list(range(0, 1_000_000, 2000))
     assert report.sampled() == "on 500 of 1,000,000 training pairs and all 100 held-out pairs"
     assert report.sampled() in report.summary()
 
@@ -57,7 +62,7 @@ def test_a_large_set_is_sampled_evenly_and_the_report_says_so(template):
 def test_long_pairs_make_a_smaller_sample(template):
     long = [replace(e, prompt_ids=[1] * 50_000) for e in map(Synthetic(600, template).__getitem__, range(600))]
     report = look(long, [], template, pairs=20_000)
-    assert report.sizes["train/looked_at"] == pytest.approx(TOKENS / 50_000, rel=0.01)
+    assert report.sizes["train/looked_at"] == pytest.approx(MOST_WEIGHT / 50_000, rel=0.01)
 
 
 def test_without_a_bound_every_pair_is_looked_at(template):
@@ -67,19 +72,19 @@ def test_without_a_bound_every_pair_is_looked_at(template):
 
 
 class Clock:
-    """CPU time as if reading a pair cost a millisecond, and nothing else anything."""
+    """CPU time as if reading a pair of 180 tokens cost a millisecond, and nothing else anything."""
 
     def __init__(self, *sources):
         self.sources = sources
 
     def process_time(self):
-        return 0.001 * sum(len(s.read) for s in self.sources)
+        return 0.001 * sum(len(s.read) * s.tokens / 60 for s in self.sources)
 
 
 @pytest.mark.parametrize(
     ("seconds", "pairs", "looked_at"),
-    # after 32 pairs whose length is looked at, and the first look of 256 of each split
-    [(1.0, 20_000, 256), (2.0, 20_000, 935), (4.0, 20_000, 2219), (4.0, 1000, 1000), (0.6, 20_000, 256)],
+    # after the first look of 256 of each split, or all there are
+    [(1.0, 20_000, 256), (2.0, 20_000, 1050), (4.0, 20_000, 2450), (4.0, 1000, 1000), (0.6, 20_000, 256)],
 )
 def test_the_sample_is_what_the_time_allows(template, monkeypatch, seconds, pairs, looked_at):
     train, heldout = Synthetic(100_000, template), Synthetic(100_000, template)
@@ -92,12 +97,50 @@ def test_the_sample_is_what_the_time_allows(template, monkeypatch, seconds, pair
     assert examine_module.time.process_time() == report.seconds  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("n", [257, 300, 511])
+def test_a_few_pairs_more_than_the_first_look_are_looked_at_too(template, monkeypatch, n):
+    train = Synthetic(n, template)
+    monkeypatch.setattr(examine_module, "time", Clock(train))
+    assert look(train, [], template, seconds=2.0).sizes["train/looked_at"] == n
+
+
+def test_long_texts_do_not_take_more_than_the_time(template, monkeypatch):
+    train = Synthetic(300, template, tokens=10_000)
+    monkeypatch.setattr(examine_module, "time", Clock(train))
+    report = look(train, [], template, seconds=20.0)
+    first = FIRST_WEIGHT // 30_000
+    assert report.sizes["train/looked_at"] > first, "the first look takes a part of the time alone"
+    assert report.seconds <= 20.0
+    assert report.skipped == ()
+
+
+def test_texts_of_which_some_are_much_longer_do_not_either(template, monkeypatch):
+    class Uneven(Synthetic):
+        """The first of them, and with it one in a few, is a hundred times as long."""
+
+        def __getitem__(self, i):
+            example = super().__getitem__(i)
+            return replace(example, prompt_ids=example.prompt_ids * 100) if i % 7 == 3 else example
+
+    train = Uneven(2000, template)
+    train.lengths[3::7, 0] *= 100
+
+    class Tokens(Clock):
+        def process_time(self):
+            return sum(train.lengths[i].sum() for i in train.read) / 180_000
+
+    monkeypatch.setattr(examine_module, "time", Tokens())
+    report = look(train, [], template, seconds=5.0)
+    assert 256 <= report.sizes["train/looked_at"] < 2000
+    assert report.seconds <= 5.0
+
+
 def test_what_no_longer_fits_is_named(template, monkeypatch):
     train = Synthetic(1000, template)
     monkeypatch.setattr(examine_module, "time", Clock(train))
     report = look(train, [], template, seconds=0.1)
-    assert report.skipped == tuple(CHECKS)
-    assert report.findings == ()
+    assert report.skipped == tuple(OF_SAMPLE)
+    assert {f.check for f in report.findings} == {"few-heldout"}
 
 
 def test_no_data_at_all_is_no_crash(template):
@@ -139,7 +182,7 @@ def test_findings_stand_the_worst_first(template):
 
 
 def test_the_first_rows_only_are_named(template):
-    sample = Sample.of(Synthetic(200, template), 200, "train")
+    sample = Sample.of(Whole.of(Synthetic(200, template), "train"), 200)
     places = sample.places(np.ones(200, bool))
     assert len(places) == 50
     assert places[3] == Place("", 3, "train")

@@ -327,3 +327,15 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)  # root may read everything
     with pytest.raises(DataError, match=r"a\.json: cannot be read \(Permission denied\)"):
         read_file(file)
+
+
+def test_a_spreadsheets_empty_columns_and_spaces_in_its_header_are_no_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt , chosen,rejected,,\nq,good,bad,,\nq2,good,bad,,\n")
+    assert [row for _, row in read_file(path)] == [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": "q2", "chosen": "good", "rejected": "bad"},
+    ]
+    path.write_text("prompt,chosen,rejected,,\nq,good,bad,,something\n")
+    with pytest.raises(DataError, match="line 2 has more fields than the header"):
+        list(read_file(path))

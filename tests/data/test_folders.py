@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpo_lab.data.files import data_files, read_file
+from dpo_lab.data.folders import other_splits
 from dpo_lab.data.folders import in_config, in_split, split_of
 from dpo_lab.runtime.errors import DataError
 
@@ -130,3 +131,14 @@ def test_files_are_chosen_by_config_and_split_as_hubs_name_them():
     assert [f.name for f in in_config([Path("fr-a.csv"), Path("frisian.csv")], Path(), "fr")] == ["fr-a.csv"]
     assert in_split([Path("pairs.jsonl")], Path(), "train") == [Path("pairs.jsonl")]
     assert in_split([Path("pairs.jsonl")], Path(), "test") == []
+
+
+def test_held_out_pairs_of_a_folder_with_splits_are_its_test_or_validation_split(tmp_path):
+    folder = tree(tmp_path, "train.jsonl", "test.jsonl", "validation.jsonl")
+    assert [f.name for f in data_files(folder, heldout=True)] == ["test.jsonl"]
+    assert [f.name for f in other_splits(folder)] == ["test.jsonl", "validation.jsonl"]
+    (folder / "test.jsonl").unlink()
+    assert [f.name for f in data_files(folder, heldout=True)] == ["validation.jsonl"]
+    (folder / "validation.jsonl").unlink()
+    assert [f.name for f in data_files(folder, heldout=True)] == ["train.jsonl"]
+    assert other_splits(folder) == []

@@ -1,6 +1,7 @@
 """Every format in use becomes the same pairs, and what is none of them is said with its row."""
 
 import random
+from contextlib import suppress
 
 import pytest
 from rows import (
@@ -149,11 +150,71 @@ def test_rows_are_numbered_from_one():
 
 
 @pytest.mark.parametrize(
-    "text", ["[[1, 2], [3, 4]]", '{"role": "admin"}', '[{"role": "user", "content": "x"}]', "[" * 100_000]
+    "text",
+    [
+        "[[1, 2], [3, 4]]",
+        '{"role": "admin"}',
+        '[{"role": "wizard", "content": "x"}]',
+        '[{"role": "user"}]',
+        '[{"role": "user", "content": "x"}, 3]',
+        '[{"role": "user", "content": "x"',
+        '["role"]',
+        "[" * 100_000,
+    ],
 )
 def test_text_that_looks_like_data_stays_text(text):
     assert read_one({"prompt": text, "chosen": text, "rejected": "bad"})[:2] == (chat(text), text)
     assert read_one({"instruction": text, "chosen": text, "rejected": "bad"})[:2] == (chat(text), text)
+
+
+def test_an_answer_that_is_json_of_messages_without_an_answer_is_text():
+    said = '[{"role": "user", "content": "x"}]'
+    assert read_one({"prompt": "As JSON?", "chosen": said, "rejected": "bad"})[:2] == (chat("As JSON?"), said)
+    assert read_one({"instruction": "As?", "input": said, "chosen": said, "rejected": "bad"})[0] == chat(f"As?\n{said}")
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"instruction": "Why", "input": "so?", "chosen_response": "good", "rejected_response": "bad"}, "argilla"),
+        ({"question": "Why", "input": "so?", "chosen_response": "good", "rejected_response": "bad"}, "argilla"),
+        (both({"question": "Why", "input": "so?"}), "orca"),
+        ({"instruction": "Why", "input": "so?", "responses": ["bad", "good"], "scores": [1, 2]}, "scored"),
+        ({"prompt": "Why", "input": "so?", "responses": ["bad", "good"], "ranks": [2, 1]}, "ranked"),
+    ],
+)
+def test_the_input_stands_below_the_instruction_in_every_format_that_has_one(row, name):
+    assert read_one(row) == (chat("Why\nso?"), "good", "bad", name)
+
+
+@pytest.mark.parametrize("history", [[["Hi", "Hello"]], '[["Hi", "Hello"]]', OLD])
+@pytest.mark.parametrize(
+    "row",
+    [
+        both({"question": "Why?"}),
+        both({"input": "Why?"}),
+        both({"prompt": "Why?"}),
+        both({"instruction": "Why?"}),
+        {"instruction": "Why?", "chosen_response": "good", "rejected_response": "bad"},
+        {"prompt": "Why?", "responses": ["bad", "good"], "scores": [1, 2]},
+    ],
+)
+def test_the_turns_of_a_history_stand_before_the_prompt(row, history):
+    assert read_one(row | {"history": history})[:3] == (chat("Hi", "Hello", "Why?"), "good", "bad")
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt", "system_message"])
+def test_a_system_text_goes_by_several_names(column):
+    for row in (
+        both({"prompt": "Why?"}),
+        both({"question": "Why?"}),
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ):
+        assert read_one({"system": None, **row, column: "Be brief."})[0] == chat("Why?", system="Be brief.")
+    assert read_one(both({"prompt": "Why?", column: "noise", "s": "Be brief."}), columns={"system": "s"})[0] == chat(
+        "Why?", system="Be brief."
+    )
+    assert read_one(both({"prompt": "Why?", column: "noise"}), columns={"system": ""})[0] == SHORT
 
 
 @pytest.mark.parametrize("value", ["text", [["a", "b"]], "[" * 100_000])
@@ -176,9 +237,28 @@ FAULTS = {
         {"chosen": [USER, GOOD], "rejected": [*OLD, USER, BAD]},
         ["prompt is missing", "differ in more than their last"],
     ),
+    "conversations that part early beside a prompt": (
+        {"prompt": "Why?", "chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD, USER, BAD]},
+        ["row 1: chosen and rejected differ in more than their last message"],
+    ),
     "nothing but an answer": ({"chosen": [GOOD], "rejected": [BAD]}, ["prompt is missing"]),
     "a number": ({"prompt": 3, "chosen": "a", "rejected": "b"}, ["prompt must be text, not a number"]),
-    "a truth": ({"prompt": "q", "chosen": True, "rejected": "b"}, ["chosen must be a non-empty list", "true or false"]),
+    "a truth": (
+        {"prompt": "q", "chosen": True, "rejected": "b"},
+        ["chosen must be text or messages, not true or false"],
+    ),
+    "a number as an answer": (
+        {"prompt": "q", "chosen": 3, "rejected": "b"},
+        ["must be text or messages, not a number"],
+    ),
+    "an empty list as an answer": (
+        {"prompt": "q", "chosen": [], "rejected": "b"},
+        ["chosen must be a non-empty list of messages, not an empty list"],
+    ),
+    "ranks from zero": (
+        {"prompt": "q", "answers": ["a", "b", "c"], "ranking": [1, 0, 2]},
+        ["ranks from 0", "give ranks from 1", "data.format=ranked"],
+    ),
     "bytes": ({"prompt": b"q", "chosen": "a", "rejected": "b"}, ["prompt must be text, not a bytes"]),
     "an empty list": (
         {"prompt": [], "chosen": "a", "rejected": "b"},
@@ -347,9 +427,7 @@ def test_rows_are_read_lazily_and_faults_are_handed_over():
     assert len(taken) == 20
     assert [next(pairs).row for _ in range(22)] == [*range(1, 22), 23]
     assert len(taken) == 23
-    assert [str(b).split(" (format")[0] for b in bad] == [
-        "x: row 22: rejected must be a non-empty list of messages, not a number"
-    ]
+    assert [str(b).split(" (format")[0] for b in bad] == ["x: row 22: rejected must be text or messages, not a number"]
 
 
 def test_what_is_nested_too_deeply_is_a_fault():
@@ -358,6 +436,7 @@ def test_what_is_nested_too_deeply_is_a_fault():
         deep = [deep]
     with pytest.raises(DataError, match="row 1: it is nested too deeply"):
         read(both({"prompt": "q", "tools": [{"name": "look", "parameters": deep}]}))
+    assert read_one(both({"prompt": "Why?", "context": deep}))[0] == SHORT
 
 
 NAMES = [
@@ -391,16 +470,31 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("format", ["auto", *FORMATS])
+@pytest.mark.parametrize("format", FORMATS)
 def test_whatever_a_row_holds_it_is_a_pair_or_a_told_fault(format):
-    chance = random.Random(0)
-    rows = [
-        {name: chance.choice(VALUES) for name in chance.sample(NAMES, chance.choice([6, 12, len(NAMES)]))}
-        for _ in range(1500)
-    ]
     bad: list[BadRow] = []
-    pairs, _ = read(*rows, format=format, on_bad=bad.append)
+    pairs, _ = read(*_any_rows(), format=format, on_bad=bad.append)
     assert len(bad) > 0
     assert all(b.reason and f"row {b.row}: " in str(b) for b in bad)
     for pair in pairs:
         check_sound(pair)
+
+
+def test_whatever_a_row_holds_its_format_is_told_or_asked_for():
+    told, bad = [], []
+    for row in _any_rows():
+        with suppress(DataError):
+            pairs, name = read(row, on_bad=bad.append)
+            told.append(name)
+            for pair in pairs:
+                check_sound(pair)
+    assert {"alpaca", "argilla", "trl", "v1"} <= set(told)
+    assert len(bad) > len(told) / 2
+
+
+def _any_rows():
+    chance = random.Random(0)
+    return [
+        {name: chance.choice(VALUES) for name in chance.sample(NAMES, chance.choice([6, 12, len(NAMES)]))}
+        for _ in range(1500)
+    ]

@@ -3,7 +3,25 @@
 import json
 
 import pytest
-from rows import BAD, CALL, CALLED, GOOD, LOOK, OLD, SHORT, SYSTEM, USER, both, hh, message, read, read_one, turn, v1
+from rows import (
+    BAD,
+    CALL,
+    CALLED,
+    GOOD,
+    LOOK,
+    OLD,
+    SHORT,
+    SYSTEM,
+    TURNS,
+    USER,
+    both,
+    hh,
+    message,
+    read,
+    read_one,
+    turn,
+    v1,
+)
 from toys import chat
 
 from dpo_lab.runtime.errors import DataError
@@ -33,9 +51,55 @@ def test_null_texts_are_empty_texts_to_be_counted_later():
     ],
 )
 def test_texts_without_a_prompt_begin_with_it_up_to_a_whole_word(chosen, rejected, begin):
-    [pair], name = read({"chosen": chosen, "rejected": rejected})
+    [pair], name = read({"chosen": chosen, "rejected": rejected}, format="trl")
     assert (pair.prompt, name) == (chat(begin), "trl")
     assert (begin + pair.chosen, begin + pair.rejected) == (chosen, rejected)
+
+
+AS_TEXT = {
+    "trl": both({"prompt": [*OLD, USER]}),
+    "trl, all of them": {"prompt": [*OLD, USER], "chosen": [GOOD], "rejected": BAD},
+    "trl, turns of sharegpt": {"prompt": TURNS, "chosen": turn("gpt", "good"), "rejected": [turn("gpt", "bad")]},
+    "trl, whole": {"chosen": [*OLD, USER, GOOD], "rejected": [*OLD, USER, BAD]},
+    "ultrafeedback": {"prompt": "Why?", "chosen": [*OLD, USER, GOOD], "rejected": [*OLD, USER, BAD]}
+    | {"score_chosen": 2, "score_rejected": 1},
+    "v1": {"chosen_messages": v1(*OLD, USER, GOOD), "rejected_messages": v1(*OLD, USER, BAD)},
+    "sharegpt": both({"conversations": TURNS}),
+    "openai": {"messages": [*OLD, USER], "chosen": GOOD, "rejected": BAD},
+    "alpaca": both({"instruction": [*OLD, USER]}),
+    "alpaca with history": both({"instruction": "Why?", "history": OLD}),
+    "orca": both({"question": [*OLD, USER]}),
+    "icr": {"input": [*OLD, USER], "chosen": [GOOD], "rejected": [BAD]},
+    "argilla": {"instruction": [*OLD, USER], "chosen_response": [GOOD], "rejected_response": [BAD]},
+    "scored": {"prompt": [*OLD, USER], "responses": [[BAD], [GOOD]], "scores": [1, 2]},
+    "scored, two": {"prompt": [*OLD, USER], "response_0": [BAD], "response_1": [GOOD], "better_response_id": 1},
+    "ranked": {"prompt": [*OLD, USER], "answers": [[BAD], [GOOD]], "ranks": [2, 1]},
+}
+
+
+@pytest.mark.parametrize("row", AS_TEXT.values(), ids=AS_TEXT)
+def test_messages_as_json_text_are_messages(row):
+    def dumped(value):
+        of_lists = isinstance(value, list) and isinstance(value[0], list)
+        return [json.dumps(item) for item in value] if of_lists else json.dumps(value, indent=1)
+
+    plain = ("score_chosen", "score_rejected", "scores", "ranks", "better_response_id")
+    as_text = {k: v if isinstance(v, str) or k in plain else dumped(v) for k, v in row.items()}
+    assert as_text != row
+    found = read_one(as_text)
+    assert found == read_one(row)
+    assert found[:3] == (chat("Hi", "Hello", "Why?"), "good", "bad")
+    assert read_one(as_text, format=found[3]) == found
+
+
+def test_labelled_messages_as_json_text_are_messages():
+    for prompt, good, bad in (
+        (json.dumps([*OLD, USER]), json.dumps([GOOD]), json.dumps(BAD)),
+        ("Hi", json.dumps([*OLD, USER, GOOD]), json.dumps([*OLD, USER, BAD])),
+    ):
+        row = {"prompt": prompt, "completion": good, "label": True}
+        [pair], _ = read(row, row | {"completion": bad, "label": False})
+        assert (pair.prompt, pair.chosen, pair.rejected) == (chat("Hi", "Hello", "Why?"), "good", "bad")
 
 
 @pytest.mark.reference

@@ -65,6 +65,24 @@ def test_the_margin_counts_for_scores_of_chosen_and_rejected():
     assert [b.reason for b in bad] == ["scores differ by less than data.min_margin", "an answer has no score"]
 
 
+def test_a_margin_is_reached_although_floats_fall_short_of_it():
+    scored = {"prompt": "q", "answers": ["a", "b"], "scores": [4.1, 4.0]}
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 4.1, "score_rejected": 4.0}
+    assert 4.1 - 4.0 < 0.1
+    assert len(read(scored, min_margin=0.1)[0]) == len(read(pair, min_margin=0.1)[0]) == 1
+    assert read(scored, min_margin=0.1001)[0] == read(pair, min_margin=0.1001)[0] == []
+
+
+def test_ranks_that_include_zero_are_read_where_they_cannot_be_an_order_of_numbers():
+    row = {"prompt": "q", "answers": ["c", "a", "b"]}
+    with pytest.raises(DataError, match="ranks from 0"):
+        read(row | {"ranking": [2, 0, 1]})
+    assert read(row | {"answers": ["a", "b", "c"], "ranking": [2, 0, 1]}, columns={"ranks": ""}, format="ranked")[0]
+    assert [p.chosen for p in read(row | {"ranks": [1, 0, 1]})[0]] == ["a", "a"]
+    within = [{"text": "b", "rank": 1}, {"text": "a", "rank": 0}]
+    assert [p.chosen for p in read({"prompt": "q", "answers": within})[0]] == ["a"]
+
+
 @pytest.mark.parametrize("option", [{"ranking": "adjacent"}, {"min_margin": 1.0}])
 def test_an_option_without_effect_on_the_format_is_an_error(option):
     with pytest.raises(DataError, match="has no effect on the format trl"):

@@ -311,12 +311,12 @@ def test_rows_that_cannot_be_used_are_counted_with_their_reason_where_that_is_as
     counts = prepare(split, config, template, tmp_path / "cache").train_counts
     assert counts.dropped == {
         "rejected is missing": 2,
-        "chosen must be a non-empty list of messages, not a number": 1,
+        "chosen must be text or messages, not a number": 1,
         "broken JSON": 1,
     }
     assert counts.first_row == {
         "rejected is missing": 2,
-        "chosen must be a non-empty list of messages, not a number": 3,
+        "chosen must be text or messages, not a number": 3,
         "broken JSON": 6,
     }
 

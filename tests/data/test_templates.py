@@ -3,12 +3,13 @@
 import pickle
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from toys import ASKED, CHATML, FAMILIES, KINDS, NO_SYSTEM, WEATHER, chat, family, real_qwen, tool
+from toys import ASKED, CHATML, FAMILIES, KINDS, NO_SYSTEM, WEATHER, chat, family, real_qwen, tool, trl_template
 from transformers import PreTrainedTokenizerFast
 
 from dpo_lab.config.schema import Template as TemplateConfig
@@ -350,6 +351,49 @@ def test_a_template_with_todays_date_writes_the_same_every_day():
         "{{- 'Today Date: ' + date_string }}" + tokenizer.chat_template
     )
     assert Template(tokenizer, "auto").render(chat("Why?")).startswith("Today Date: 26 Jul 2024<|begin_of_text|>")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("strftime_now('%d %b %Y')", "26 Jul 2024"),
+        ("strftime_now('%Y-%m-%d')", "2024-07-26"),
+        ('strftime_now("%B %-d, %Y") + "!"', "July 26, 2024!"),
+        ("strftime_now('%A, %d.%m.%y %H:%M')", "Friday, 26.07.24 00:00"),
+        ("strftime_now is defined", "True"),
+        ("today()", "2024"),
+    ],
+)
+@pytest.mark.parametrize("file", [False, True])
+def test_the_clock_of_a_template_stands_still_with_the_result_too(written, expected, file, tmp_path):
+    tokenizer = family("chatml")
+    text = (
+        "{% macro today() %}{{ strftime_now('%Y') }}{% endmacro %}\n{{- 'It is ' + ("
+        + written
+        + ") | string }}"
+        + CHATML
+    )
+    tokenizer.chat_template = None if file else text
+    path = tmp_path / "mine.jinja"
+    path.write_text(text, encoding="utf-8")
+    template = Template(tokenizer, "file" if file else "auto", path=path if file else None)
+    prompt = f"It is {expected}<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert template.render(chat("Why?")) == prompt
+    assert tokenizer.decode(template.prompt_ids([chat("Why?")])[0]) == prompt
+    tokenizer.save_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again.apply_chat_template([*chat("Why?")], tokenize=False, add_generation_prompt=True) == prompt
+    assert Template(again, "auto").identity() == template.identity(), "trained further, it is the same template"
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "gptoss", "muse_glimmer"])
+def test_known_templates_with_a_date_write_the_fixed_one(name):
+    tokenizer = family("llama3")
+    tokenizer.chat_template = trl_template(name)
+    text = Template(tokenizer, "auto").render(chat("Why?"))
+    assert ("26 Jul 2024" in text) != ("2024-07-26" in text)
+    assert f"{date.today():%d %b %Y}" not in text
+    assert f"{date.today():%Y-%m-%d}" not in text
 
 
 @pytest.mark.parametrize(("name", "system"), [("chatml", 0), ("qwen", 1)])

@@ -183,8 +183,8 @@ def test_an_answer_loses_its_end_and_with_it_the_end_of_turn(template):
 
 
 def test_answers_that_differ_only_beyond_the_cut_are_dropped(template):
-    one = pair("Why?", "same beginning, good", "same beginning, bad")
-    room = length(template, one.prompt) + 10
+    one = pair("Why?", "quite the same beginning, good", "quite the same beginning, bad")
+    room = length(template, one.prompt) + 20
     examples, counts = run([one], template, max_length=room, truncation="cut_answer")
     assert not examples
     assert (counts.dropped, counts.cut) == ({"identical answers after cutting": 1}, {})
@@ -204,6 +204,71 @@ def test_cut_both_takes_from_the_prompt_first_and_then_from_the_answers(template
     [half], _ = run([one], template, max_length=fits - 1, truncation="cut_both")
     assert len(half.prompt_ids) < len(untouched.prompt_ids)
     assert len(half.rejected_ids) == 201
+
+
+@pytest.mark.parametrize("truncation", ["cut_answer", "cut_both"])
+@pytest.mark.parametrize(
+    ("left", "chosen", "rejected", "kept"),
+    [
+        (1, "a" * 50, "b" * 50, []),
+        (15, "a" * 50, "b" * 50, []),
+        (16, "a" * 50, "b" * 50, [16, 16]),
+        (4, "yes", "b" * 50, [4, 4]),
+        (3, "yes", "b" * 50, []),
+        (4, "a" * 50, "no", [4, 3]),
+        (2, "a" * 50, "no", []),
+    ],
+)
+def test_a_cut_leaves_enough_of_an_answer_to_tell_it_by(template, truncation, left, chosen, rejected, kept):
+    one = pair("Why?" * 50, chosen, rejected)
+    room = length(template, one.prompt) + left
+    examples, counts = run([one], template, max_length=room, truncation=truncation)
+    assert [n for e in examples for n in e.lengths[1:]] == kept
+    assert counts.dropped == ({} if kept else {"prompt longer than data.max_length": 1})
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_cut_leaves_messages_in_their_order(template, place):
+    messages = [*chat(*LONG)]
+    messages.insert(place, {"role": "system", "content": "Be brief."})
+    left = [m for m in messages if m["content"] not in LONG[:2]]
+    room = length(template, left) + 5
+    [example], _ = run([pair(tuple(messages))], template, max_length=room, truncation="cut_prompt")
+    assert text(template, example.prompt_ids) == template.render(left)
+
+
+def refusing(*first):
+    """A template that takes no conversation which begins with one of these."""
+    tokenizer = family("chatml")
+    refusal = "{% if messages[0].content in " + str([*first]) + " %}{{ raise_exception('not so') }}{% endif %}"
+    tokenizer.chat_template = refusal + CHATML
+    return Template(tokenizer, "auto")
+
+
+def test_a_shorter_prompt_that_the_template_refuses_is_passed_over():
+    template, pairs = refusing("newer question"), [pair(chat(*LONG), row=1), pair("Why?", row=2)]
+    room = length(template, chat(*LONG)) + 4
+    examples, counts = run(pairs, template, max_length=room, truncation="cut_prompt")
+    assert text(template, examples[0].prompt_ids) == template.render(chat("last question"))
+    assert (counts.kept, counts.cut) == (2, {"prompts cut": 1})
+
+
+@pytest.mark.parametrize("truncation", ["cut_prompt", "cut_both"])
+def test_where_every_shorter_prompt_is_refused_the_pair_is_counted_as_refused(truncation):
+    template, pairs = refusing("newer question", "last question"), [pair(chat(*LONG), row=1), pair("Why?", row=2)]
+    room = length(template, chat(*LONG)) + 3
+    examples, counts = run(pairs, template, max_length=room, truncation=truncation)
+    assert [e.pair.row for e in examples] == [2]
+    assert counts.dropped == {"refused by the chat template: not so": 1}
+    assert counts.first_row == {"refused by the chat template: not so": 1}
+
+
+def test_cut_both_cuts_the_answers_where_every_shorter_prompt_is_refused():
+    template = refusing("newer question", "last question")
+    room = length(template, chat(*LONG)) + 20
+    [example], counts = run([pair(chat(*LONG), "a" * 99, "b")], template, max_length=room, truncation="cut_both")
+    assert example.lengths == (room - 20, 20, 2)
+    assert counts.cut == {"answers cut": 1}
 
 
 def test_counts_read_as_a_sentence(template):

@@ -15,7 +15,22 @@ from typing import Any
 import pytest
 from preference.beside_trl import trl_rows, trl_trainer
 from tiny import byte_tokenizer, tiny_pairs
-from toys import ASKED, FAMILIES, NO_SYSTEM, SHARED, WEATHER, WITH_TOOLS, call, chat, family, pair, real_qwen, result
+from toys import (
+    ASKED,
+    FAMILIES,
+    NO_SYSTEM,
+    SHARED,
+    WEATHER,
+    WITH_TOOLS,
+    call,
+    chat,
+    family,
+    pair,
+    real_qwen,
+    result,
+    thinking_family,
+    trl_template,
+)  # fmt: skip
 
 from dpo_lab.data.files import read_file
 from dpo_lab.data.formats import to_pairs
@@ -183,6 +198,30 @@ def test_tools_that_a_template_leaves_out_are_refused_here_and_lost_in_trl() -> 
     pairs = read(rows)
     refusal = Template(family("chatml"), "auto").try_prompt_ids([pairs[0].prompt], [pairs[0].tools])[0]
     assert "it does not write tools" in str(refusal)
+
+
+# Thoughts
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think"])
+def test_thoughts_have_trls_ids(name: str) -> None:
+    thought = "<think>\nIt is\nthe air.\n</think>\n\n"
+    rows = trl_rows(
+        [
+            pair("Why is the sky blue?", f"{thought}Because.", "No idea."),
+            pair(chat("Hi!", f"{thought}Hello.", "Why?", system="Be brief."), "So.", f"{thought}\n\nNo.\n"),
+        ]
+    )
+    for row in rows:  # as data sets of thoughts keep them
+        for message in (*row["chosen"], *row["rejected"]):
+            if message["content"].startswith(thought):
+                message["reasoning_content"] = "It is\nthe air."
+                message["content"] = message["content"].removeprefix(thought)
+    template = Template(thinking_family(trl_template(name)), "auto")
+    theirs = trl_ids(rows, thinking_family(trl_template(name)))
+    assert_same(our_ids(read(rows), template), theirs, after(template, "\n"))
+    assert "the air" in template.tokenizer.decode(theirs[0].chosen_ids)
+    assert "the air" not in template.tokenizer.decode(theirs[1].prompt_ids)
 
 
 # Where TRL's ids are others

@@ -269,3 +269,23 @@ def read_pairs(data: Data) -> Split:
 
 def prepare(split: Split, data: Data, template: Template) -> Prepared:
     return prepare_module.prepare(split, data, template, cache_dir())
+
+
+def thinking_family(template: str, *, special: bool = False, kind: str = "bytes") -> PreTrainedTokenizerFast:
+    """ChatML's tokens, DeepSeek's and those of a thought, which are special tokens or not, with any template."""
+    tokenizer = family("chatml", kind)
+    for tag in ("<think>", "</think>"):
+        tokenizer.add_tokens(AddedToken(tag, special=special, normalized=False))
+    deepseek = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [*deepseek]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def trl_template(name: str) -> str:
+    """A chat template as TRL ships it, of a model that is in use, or a skip."""
+    trl = pytest.importorskip("trl", reason="the templates are TRL's")
+    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this TRL has no template {name}")
+    return file.read_text(encoding="utf-8")

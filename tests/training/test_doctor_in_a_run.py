@@ -67,3 +67,11 @@ def test_within_its_time_the_doctor_looks_at_fewer_pairs(lab: Lab) -> None:
     spent = read_json(lab.train(*SHORT, "doctor.seconds=0.001").doctor)
     assert spent["skipped"]
     assert spent["seconds"] < 1
+
+
+def test_pairs_beyond_the_models_positions_are_told(lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": f"Q{i}?", "chosen": "yes " * (150 if i % 2 else 5), "rejected": "no"} for i in range(8)]
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Lab(lab.root, lab.model, data).train(*SHORT, "data.max_length=2000", "data.eval_fraction=0")
+    assert "4 pairs are longer than the 512 positions that the model was made for" in caplog.text

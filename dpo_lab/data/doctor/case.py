@@ -7,6 +7,7 @@ import numpy as np
 
 from dpo_lab.data.doctor.findings import PLACES, Finding, Number, Place
 from dpo_lab.data.doctor.sample import Bools, Sample
+from dpo_lab.data.doctor.whole import Whole
 from dpo_lab.data.templates import Template
 from dpo_lab.data.types import Counts
 
@@ -15,7 +16,7 @@ SHOWN = 160  # characters of an example
 
 @dataclass(frozen=True)
 class Case:
-    """Samples of both splits, what was left out of them, and how they were written."""
+    """Both splits as a whole and samples of them, what was left out of them, and how they were written."""
 
     train: Sample
     heldout: Sample
@@ -23,7 +24,7 @@ class Case:
     heldout_counts: Counts
     template: Template
     max_length: int
-    sizes: tuple[int, int]  # pairs in the whole of both splits
+    whole: tuple[Whole, Whole]  # training, held out
 
     @property
     def samples(self) -> tuple[Sample, Sample]:

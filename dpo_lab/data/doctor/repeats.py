@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpo_lab.data.doctor.case import Case, Result, graded, mask_of, shown
+from dpo_lab.data.doctor.case import Case, Result, graded, shown
 from dpo_lab.data.doctor.findings import Finding
-from dpo_lab.data.doctor.sample import Bools, Ints, Ragged, Sample
+from dpo_lab.data.doctor.hashing import Bools, again, distinct, joined, met, repeated, within
+from dpo_lab.data.doctor.sample import Ragged, Sample
 from dpo_lab.data.doctor.similar import SIMILAR, near_duplicates
 from dpo_lab.data.doctor.statistics import percent
+from dpo_lab.data.doctor.whole import Ints, Whole
 
 REPEATED = 0.01  # of the pairs: more shifts the weight of what they say
 REPEATED_MOST = 0.5
@@ -19,19 +21,12 @@ SHARED = 5  # prompts with the same system message, from which on what they begi
 
 def exact_repeats(case: Case) -> Result:
     """The same prompt and answers again, or with the answers swapped, or an answer once chosen and once rejected."""
-    result, train = Result(), case.train
-    keys = [(hash(k), hash(p.chosen), hash(p.rejected)) for k, p in zip(train.keys, train.pairs, strict=True)]
-    first: dict[tuple[int, int, int], int] = {}
-    for i, key in enumerate(keys):
-        first.setdefault(key, i)
-    again = mask_of(first[key] != i for i, key in enumerate(keys))
-    swapped = mask_of((k, r, c) in first for k, c, r in keys)
-    chosen, rejected = {(k, c) for k, c, _ in keys}, {(k, r) for k, _, r in keys}
-    both = mask_of((k, c) in rejected or (k, r) in chosen for k, c, r in keys) & ~swapped
-    prompts = len(set(train.keys))
+    result, (train, heldout) = Result(), case.whole
+    prompts = distinct(train.prompts)
     result.numbers["repeats/prompts"] = prompts
     result.numbers["repeats/pairs_per_prompt"] = len(train) / max(1, prompts)
-    _add(result, "exact-duplicates", train, again, REPEATED, "the same prompt and answers occur before",
+    twice, swapped, both = _ranked_again(train)
+    _add(result, "exact-duplicates", train, twice, REPEATED, "the same prompt and answers occur before",
          "Drop the repetitions: each counts as often as it occurs.", error=REPEATED_MOST)  # fmt: skip
     _add(result, "contradicting-pairs", train, swapped, CONTRADICTING,
          "another pair has the same prompt and the two answers swapped",
@@ -39,15 +34,33 @@ def exact_repeats(case: Case) -> Result:
     _add(result, "chosen-and-rejected", train, both, 2.0,
          "another pair of the same prompt ranks one of the answers the other way",
          "Expected where several answers are ranked (data.ranking); else check the labels.")  # fmt: skip
+    _add(result, "heldout-duplicates", heldout, again(joined(*heldout.keys.T)), REPEATED,
+         "the same prompt and answers occur before",
+         "Drop the repetitions: they add nothing to what an accuracy is measured on.", what="held-out pair")  # fmt: skip
     return result
+
+
+def _ranked_again(whole: Whole) -> tuple[Bools, Bools, Bools]:
+    """Pairs (N,) that occur before, that occur with the answers swapped, and others with an answer ranked otherwise."""
+    masks = (np.zeros(len(whole), bool), np.zeros(len(whole), bool), np.zeros(len(whole), bool))
+    prompts, chosen, rejected = whole.keys.T
+    either = joined(prompts, chosen ^ rejected)  # the two answers, in whichever order
+    same = np.flatnonzero(repeated(either))
+    masks[0][same] = again(joined(prompts[same], chosen[same], rejected[same]))
+    orders = (same[chosen[same] < rejected[same]], same[chosen[same] > rejected[same]])
+    for order, marks in zip(orders, met(*(either[order] for order in orders)), strict=True):
+        masks[1][order] = marks
+    there = np.flatnonzero(repeated(prompts))  # all others have their prompt to themselves
+    better, worse = met(joined(prompts[there], chosen[there]), joined(prompts[there], rejected[there]))
+    masks[2][there] = (better | worse) & ~masks[1][there]
+    return masks
 
 
 def exact_leakage(case: Case) -> Result:
     """Held-out prompts that are trained on."""
-    known = set(case.train.keys)
-    mask = mask_of(key in known for key in case.heldout.keys)
+    train, heldout = case.whole
     result = Result()
-    _add(result, "leaked-prompts", case.heldout, mask, 0.0, "the prompt is trained on",
+    _add(result, "leaked-prompts", heldout, within(heldout.prompts, train.prompts), 0.0, "the prompt is trained on",
          "Split by prompt: leave data.eval_path out, or take these prompts from one of the two files.",
          error=0.0, what="held-out pair")  # fmt: skip
     return result
@@ -60,7 +73,7 @@ def near_repeats(case: Case) -> Result:
     documents = [
         np.concatenate([prompt, case.train.chosen[i], case.train.rejected[i]]) for i, prompt in enumerate(train)
     ]
-    exact = [(k, p.chosen, p.rejected) for k, p in zip(case.train.keys, case.train.pairs, strict=True)]
+    exact = joined(*case.train.keys.T)
     alike = [(i, j) for i, j in near_duplicates(Ragged.of(documents)) if exact[i] != exact[j]]
     mask = np.zeros(len(case.train), bool)
     mask[[j for _, j in alike]] = True
@@ -69,7 +82,7 @@ def near_repeats(case: Case) -> Result:
          "Keep one of each group, or accept that its content weighs more.",
          example=_example(case.train, alike))  # fmt: skip
     pairs = near_duplicates(Ragged.of([*train, *heldout]), split_at=len(train))
-    pairs = [(i, j - len(train)) for i, j in pairs if case.train.keys[i] != case.heldout.keys[j - len(train)]]
+    pairs = [(i, j - len(train)) for i, j in pairs if case.train.keys[i, 0] != case.heldout.keys[j - len(train), 0]]
     leaked = np.zeros(len(case.heldout), bool)
     leaked[[j for _, j in pairs]] = True
     _add(result, "near-leakage", case.heldout, leaked, LEAKED,
@@ -89,12 +102,13 @@ def own_prompts(case: Case) -> tuple[list[Ints], list[Ints]]:
     """
     groups: dict[str, list[tuple[int, int]]] = {}
     for split, sample in enumerate(case.samples):
-        for i, key in enumerate(sample.keys):
-            groups.setdefault("\n".join(text for role, text in key if role == "system"), []).append((split, i))
+        for i, pair in enumerate(sample.pairs):
+            system = "\n".join(m["content"] for m in pair.prompt if m["role"] == "system")
+            groups.setdefault(system, []).append((split, i))
     parts = ([*map(case.train.prompts.__getitem__, range(len(case.train)))],
              [*map(case.heldout.prompts.__getitem__, range(len(case.heldout)))])  # fmt: skip
     for members in groups.values():
-        if len({case.samples[split].keys[i] for split, i in members}) < SHARED:
+        if len({int(case.samples[split].keys[i, 0]) for split, i in members}) < SHARED:
             continue
         head, tail = common_ends([parts[split][i] for split, i in members])
         for split, i in members:
@@ -122,7 +136,7 @@ def _agreement(a: Ints, b: Ints) -> int:
 def _add(
     result: Result,
     check: str,
-    sample: Sample,
+    pairs: Sample | Whole,
     mask: Bools,
     warning: float,
     text: str,
@@ -133,12 +147,13 @@ def _add(
     example: str = "",
 ) -> None:
     """Count what a mask marks, and report it if it is anything."""
-    count, share = int(mask.sum()), float(mask.sum() / max(1, len(sample)))
+    count, share = int(mask.sum()), float(mask.sum() / max(1, len(pairs)))
     result.numbers[f"repeats/{check.replace('-', '_')}"] = share
     if count:
         severity = graded(share, warning=warning, error=error)
-        message = f"{count:,} {what}{'' if count == 1 else 's'} ({percent(share)} of those looked at): {text}."
-        result.findings.append(Finding(check, severity, message, fix, count, share, sample.places(mask), example))
+        of = "all" if isinstance(pairs, Whole) else "those looked at"
+        message = f"{count:,} {what}{'' if count == 1 else 's'} ({percent(share)} of {of}): {text}."
+        result.findings.append(Finding(check, severity, message, fix, count, share, pairs.places(mask), example))
 
 
 def _example(sample: Sample, alike: list[tuple[int, int]]) -> str:

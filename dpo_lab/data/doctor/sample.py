@@ -4,17 +4,14 @@ N examples, V token ids in all of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from dpo_lab.data.doctor.findings import PLACES, Place
-from dpo_lab.data.types import Example, Pair
-
-Ints = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-PromptKey = tuple[tuple[str, str], ...]
+from dpo_lab.data.doctor.hashing import Bools, Hashes
+from dpo_lab.data.doctor.whole import Ints, Whole
+from dpo_lab.data.types import Pair
 
 
 @dataclass(frozen=True)
@@ -73,24 +70,23 @@ class Sample:
     prompts: Ragged
     chosen: Ragged
     rejected: Ragged
-    keys: list[PromptKey] = field(default_factory=list[PromptKey])
+    keys: Hashes  # (N, 3), of the texts of prompt, chosen and rejected answer
 
     @classmethod
-    def of(cls, examples: Sequence[Example], size: int, split: str) -> "Sample":
+    def of(cls, whole: Whole, size: int) -> "Sample":
         """At most `size` examples, evenly spaced, each read once."""
-        count = min(size, len(examples))
+        places = whole.spread(size)
         pairs: list[Pair] = []
         prompts: list[Ints] = []
         chosen: list[Ints] = []
         rejected: list[Ints] = []
-        for i in range(count):
-            example = examples[i * len(examples) // count]
+        for i in places.tolist():
+            example = whole.examples[i]
             pairs.append(example.pair)
             prompts.append(np.asarray(example.prompt_ids, np.int32))
             chosen.append(np.asarray(example.chosen_ids, np.int32))
             rejected.append(np.asarray(example.rejected_ids, np.int32))
-        keys = [tuple((m["role"], m["content"]) for m in pair.prompt) for pair in pairs]
-        return cls(split, pairs, Ragged.of(prompts), Ragged.of(chosen), Ragged.of(rejected), keys)
+        return cls(whole.split, pairs, Ragged.of(prompts), Ragged.of(chosen), Ragged.of(rejected), whole.keys[places])
 
     def __len__(self) -> int:
         return len(self.pairs)

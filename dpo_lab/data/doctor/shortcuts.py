@@ -7,6 +7,7 @@ import numpy as np
 
 from dpo_lab.data.doctor.case import Case, Result, graded
 from dpo_lab.data.doctor.findings import Finding
+from dpo_lab.data.doctor.hashing import distinct, joined
 from dpo_lab.data.doctor.sample import Ragged, Sample
 from dpo_lab.data.doctor.statistics import interval, percent, wilson
 from dpo_lab.data.doctor.words import Baseline, baseline
@@ -25,17 +26,20 @@ BEGINNING = 60  # characters in which a refusal shows
 
 
 def enough_heldout(case: Case) -> Result:
-    """The standard error that the number of held-out pairs allows."""
-    n = case.sizes[1]
-    result = Result(numbers={"heldout/accuracy_standard_error": 0.5 / math.sqrt(n) if n else None})
+    """The standard error that the number of different held-out pairs allows."""
+    heldout = case.whole[1]
+    n = distinct(joined(*heldout.keys.T))
+    result = Result(
+        numbers={"heldout/distinct": n, "heldout/accuracy_standard_error": 0.5 / math.sqrt(n) if n else None}
+    )
     fix = "Hold out more: data.eval_fraction, or a file by data.eval_path."
     if n == 0:
         message = "No pair is held out: nothing tells learning from memorising."
         result.findings.append(Finding("few-heldout", "warning", message, fix))
     elif n < FEWEST:
         message = (
-            f"Only {n} pairs are held out: an accuracy measured on them has a standard error of up to "
-            f"{50 / math.sqrt(n):.0f} points."
+            f"Only {n} {'' if n == len(heldout) else f'different ones of {len(heldout):,} '}pairs are held out: an "
+            f"accuracy measured on them has a standard error of up to {50 / math.sqrt(n):.0f} points."
         )
         result.findings.append(Finding("few-heldout", "warning", message, fix, count=n))
     return result
@@ -164,11 +168,11 @@ def _declines(answer: str) -> bool:
 
 def _on_part(sample: Sample, case: Case) -> Baseline:
     count = min(len(sample), WORD_PAIRS)
-    chosen, rejected, prompts = sample.chosen, sample.rejected, sample.keys
+    chosen, rejected, prompts = sample.chosen, sample.rejected, sample.keys[:, 0].tolist()
     if count < len(sample):
         which = [i * len(sample) // count for i in range(count)]
         chosen, rejected = (Ragged.of([part[i] for i in which]) for part in (chosen, rejected))
-        prompts = [sample.keys[i] for i in which]
+        prompts = [prompts[i] for i in which]
     tokenizer: Any = case.template.tokenizer
     ends = [*case.template.end_of_turn, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
     return baseline(chosen, rejected, prompts, ends=ends)

@@ -5,10 +5,10 @@ D documents, H hashes of a signature.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dpo_lab.data.doctor.hashing import Hashes, mix
 from dpo_lab.data.doctor.sample import Ints, Ragged
 
 SHINGLE = 5  # tokens that stand together
@@ -18,7 +18,6 @@ LEAST = 8  # tokens: in shorter documents one changed token is a different text
 AT_ONCE = 1_000_000  # tokens whose shingles are held at a time
 VERIFIED = 50_000  # proposals looked at, at most
 
-Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 _EMPTY = np.uint64(2**64 - 1)
 
 
@@ -102,13 +101,6 @@ def jaccard(a: Hashes, b: Hashes) -> float:
         return 0.0
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)
-
-
-def mix(values: Hashes) -> Hashes:
-    """Spread 64 bits evenly (splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _all_signatures(documents: Ragged) -> Hashes:
