@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpo_lab.data.files import data_files, read_file
-from dpo_lab.data.folders import other_splits
-from dpo_lab.data.folders import in_config, in_split, split_of
+from dpo_lab.data.folders import in_config, in_split, other_splits, split_of
 from dpo_lab.runtime.errors import DataError
 
 
