@@ -249,8 +249,12 @@ async function main() {
       for (const item of places.get(JSON.stringify(place)) ?? []) if (!item.findings.includes(finding)) item.findings.push(finding);
     }
   }
-  const checks = data.findings.filter((f) => f.rows.length).map((f) => f.check);
-  for (const check of new Set(checks)) $("finding").append(new Option(check));
+  // Rows that gave no pair, and pairs beyond those on the page, cannot be shown.
+  const shown = new Set(data.items.flatMap((item) => item.findings.map((f) => f.check)));
+  for (const check of shown) $("finding").append(new Option(check));
+  for (const button of document.querySelectorAll("[data-finding]")) {
+    if (!shown.has(data.findings[button.dataset.finding].check)) button.remove();
+  }
   listen();
   view(innerWidth < 600 ? "rendered" : "all");
   search();
