@@ -63,10 +63,8 @@ def cells_of(pairs: list[Pair]) -> dict[str, list[Any]]:
 
 
 def prompt_hash(prompt: Iterable[Message], tools: Sequence[dict[str, Any]] = ()) -> int:
-    """64 bits that depend on the prompt alone, not on spaces around its texts."""
-    turns: list[Any] = [
-        [m["role"], m["content"].strip(), *([calls] if (calls := m.get("tool_calls")) else [])] for m in prompt
-    ]
+    """64 bits that depend on the prompt alone."""
+    turns: list[Any] = [[m["role"], m["content"], *([calls] if (calls := m.get("tool_calls")) else [])] for m in prompt]
     return _hash(json.dumps([*turns, *([{"tools": tools}] if tools else [])], ensure_ascii=False))
 
 
@@ -162,7 +160,7 @@ class Pairs(Sequence[Pair]):
         return self.keys()[:, 0]
 
     def keys(self) -> np.ndarray:
-        """(N, 3) hashes of prompt, chosen and rejected answer, without spaces around them."""
+        """(N, 3) hashes of the prompt, and of chosen and rejected answer without spaces around them."""
         names = ("prompt_hash", "chosen_hash", "rejected_hash")
         return np.stack([self.columns.numbers(name).astype(np.uint64)[self.rows] for name in names], axis=1)
 
