@@ -5,6 +5,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+from dpo_lab.config.schema import STRATEGIES
 from dpo_lab.data.columns import MAP_HINT, absent_columns, renamed, told, watched
 from dpo_lab.data.detect import SHAPES, Detected, Prompt, detect, refuse_unread, scores_of
 from dpo_lab.data.labels import Labelled, kto, matched
@@ -174,21 +175,6 @@ FORMATS: dict[str, Callable[[Row, int, Rules], list[Pair] | Labelled]] = {
     "scored": scored,
     "kto": kto,
 }
-_OF_AXOLOTL = {
-    "intel": "orca",
-    "argilla": "argilla",
-    "argilla_chat": "trl",
-    "icr": "icr",
-    "prompt_pairs": "trl",
-    "ultra": "ultrafeedback",
-}
-ALIASES = {  # axolotl's name of a strategy -> ours; templates are chosen elsewhere
-    **{f"{template}.{name}": ours for template in ("chatml", "llama3") for name, ours in _OF_AXOLOTL.items()},
-    "zephyr.nectar": "ranked",
-    "chat_template.default": "openai",
-    "chat_template.argilla_chat": "trl",
-    "user_defined.default": "trl",
-}
 
 
 def to_pairs(
@@ -213,7 +199,7 @@ def to_pairs(
     begin = list(islice(rows, FIRST))
     sound = [row for _, row in begin if isinstance(row, dict)]
     absent = absent_columns(sound, reading.columns, len(begin) < FIRST, where)
-    name = ALIASES.get(reading.format, reading.format)
+    name = STRATEGIES.get(reading.format, reading.format)
     if name == "auto":
         name = _detected(begin, sound, reading.columns, where)
     if not reading.mixed:

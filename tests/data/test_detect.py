@@ -7,7 +7,8 @@ import pytest
 from rows import BAD, GOOD, OLD, RANKED, SHORT, TURNS, USER, VALUES, both, check_sound, hh, read, read_one, turn, v1
 from toys import SHARED, chat
 
-from dpo_lab.data.formats import ALIASES, FORMATS, BadRow
+from dpo_lab.config.schema import STRATEGIES
+from dpo_lab.data.formats import FORMATS, BadRow
 from dpo_lab.runtime.errors import DataError
 
 PUBLIC = {
@@ -146,7 +147,7 @@ def test_what_no_format_fits_is_told_with_all_formats():
 def test_axolotl_names_of_strategies_stand_for_formats():
     assert read_one(both({"question": "Why?"}), format="llama3.intel") == (SHORT, "good", "bad", "orca")
     assert read_one(both({"question": "Why?"}), format="chatml.argilla") == (SHORT, "good", "bad", "argilla")
-    assert set(ALIASES.values()) <= set(FORMATS)
+    assert set(STRATEGIES.values()) <= set(FORMATS)
 
 
 @pytest.mark.parametrize("file", ["dpo_en_demo.json", "dpo_zh_demo.json"])
