@@ -11,6 +11,7 @@ from typing import IO
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _locks: set[IO[str]] = set()
 _bound = 0
+_parent = 0  # of the processes being forked
 
 
 def keep_from_children(handle: IO[str]) -> None:
@@ -34,6 +35,11 @@ def bound_children() -> Iterator[None]:
         _bound -= 1
 
 
+def _before() -> None:
+    global _parent
+    _parent = os.getpid()
+
+
 def _in_child() -> None:
     for handle in _locks:
         with suppress(OSError, ValueError):
@@ -42,6 +48,8 @@ def _in_child() -> None:
     if _bound and sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != _parent:  # it died before it could be asked for
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_child=_in_child)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -20,12 +21,15 @@ from dpo_lab.data.types import Counts, Example
 class Synthetic(Sequence):
     """A million pairs that are made when asked for, and a count of how many were; hashes and lengths are known."""
 
+    made = count()
+
     def __init__(self, n, template, tokens=60):
+        self.first_key = next(self.made) << 40  # no two sets share a hash
         self.n, self.tokens, self.end, self.read = n, tokens, template.end_of_turn, []
         self.lengths = np.full((n, 3), [tokens, tokens + len(self.end), tokens + len(self.end)])
 
     def keys(self):
-        return np.arange(3 * self.n, dtype=np.uint64).reshape(self.n, 3) + np.uint64(id(self))
+        return np.arange(3 * self.n, dtype=np.uint64).reshape(self.n, 3) + np.uint64(self.first_key)
 
     def __len__(self):
         return self.n
