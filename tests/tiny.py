@@ -1,4 +1,4 @@
-"""A tiny real model folder: Llama or Qwen2 of 2 layers with a byte tokenizer and ChatML, made in a second.
+"""A tiny real model folder: a Llama, or a model of another family, with a byte tokenizer and ChatML, made in a second.
 
 And what tests of the numbers build on it: policies, pairs, ways to compare.
 """
@@ -11,7 +11,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from dpo_lab.config.schema import Lora, Model, Quant, Rope
 from dpo_lab.data.templates import Template
@@ -61,11 +70,24 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def tiny_config(family: str = "llama", **changes: object) -> LlamaConfig | Qwen2Config:
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {"head_dim": 16}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "smollm2": (  # a Llama; three query heads to one of keys and values
+        LlamaConfig,
+        {"hidden_size": 72, "intermediate_size": 192, "num_attention_heads": 9, "num_key_value_heads": 3},
+    ),
+    "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 0]}),  # the second layer does not rotate
+}
+
+
+def tiny_config(family: str = "llama", **changes: object) -> PreTrainedConfig:
     """hidden 32, 2 layers, 4 heads of which 2 are shared, 259 tokens."""
-    kind = {"llama": LlamaConfig, "qwen2": Qwen2Config}[family]
+    kind, own = FAMILIES[family]
     settings = {"bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": True}
-    return kind(**(SHAPE | settings | changes))  # type: ignore[arg-type]
+    return kind(**(SHAPE | settings | own | changes))  # type: ignore[arg-type]
 
 
 def write_tiny_model(folder: Path, family: str = "llama", *, template: str | None = CHATML, **changes: object) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from dpo_lab.config.rules import adapter, loss, model, objective, reference, run
+from dpo_lab.config.rules import adapter, bench, loss, model, objective, reference, run
 from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS, Config, flatten
 
 
@@ -68,4 +68,5 @@ RULES: tuple[Callable[[Config], Iterable[str]], ...] = (
     loss.modifiers,
     objective.optimizer,
     objective.optimizer_fits,
+    bench.bench,
 )

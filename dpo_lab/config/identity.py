@@ -16,10 +16,12 @@ from dpo_lab.runtime.files import digest, fingerprint
 
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
-    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "preview"),
+    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "preview")
+    + ("bench", "output", "profile"),
     "data": ("workers",),
     "reference": ("device",),
-    "trainer": ("accelerator", "devices", "microbatch_tokens", "checkpoint_every"),
+    "trainer": ("accelerator", "devices", "forward", "lean", "microbatch_tokens", "compile", "log_every")
+    + ("checkpoint_every",),
 }
 
 

@@ -242,7 +242,11 @@ class Trainer(Group):
     accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Positive | Literal["auto"]
     precision: Precision
+    forward: Literal["auto", "shared", "padded"]
+    lean: bool
     microbatch_tokens: PositiveInt | Literal["auto"]
+    compile: bool | Literal["auto"]
+    log_every: Positive
     eval_every: Count
     checkpoint_every: Count
     kl_pairs: Annotated[int, Field(ge=0, le=64, strict=True)]
@@ -294,6 +298,15 @@ class Preview(Group):
     json_only: bool
 
 
+class Bench(Group):
+    """conf/bench: what `python -m dpo_lab.bench` measures."""
+
+    steps: Positive
+    warmup: Count
+    profiled: Count
+    peak_tflops: PositiveReal | None
+
+
 class Sweep(Group):
     """The folder of a multirun."""
 
@@ -323,6 +336,9 @@ class Config(Group):
     plan: bool
     overwrite: bool
     preview: Preview | None = None  # of `python -m dpo_lab.preview` alone
+    bench: Bench | None = None  # of `python -m dpo_lab.bench` alone, as are the next two
+    output: Text | None = None
+    profile: bool = False
 
 
 # Input paths: their content, not their name, is part of a run's identity; the shell may give them unquoted.
@@ -339,7 +355,7 @@ PATH_KEYS = (
 )
 TEXT_KEYS = (
     *("model.name", "lora.target_modules", "data.hub.name", "data.name", "data.eval_name"),
-    *("logger.project", "logger.group", "sweep.name"),
+    *("logger.project", "logger.group", "sweep.name", "output"),
 )
 
 

@@ -1,5 +1,6 @@
 """The training pairs as optimizer steps."""
 
+import signal
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -51,10 +52,11 @@ class Steps(Dataset[list[Layout]]):
         tokens: int,
         rank: int = 0,
         ranks: int = 1,
+        shared: bool = False,
     ) -> None:
         self.examples, self.start, self.end = examples, start, end
         self.batch_size, self.seed, self.tokens = batch_size, seed, tokens
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.shared = rank, ranks, shared
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -62,17 +64,28 @@ class Steps(Dataset[list[Layout]]):
     def __getitem__(self, i: int) -> list[Layout]:
         if i >= len(self):
             raise IndexError(i)
-        rows = step_pairs(self.start + i, len(self.examples), batch_size=self.batch_size, seed=self.seed)
+        return self.cut(self.start + i, self.tokens)
+
+    def cut(self, step: int, tokens: int) -> list[Layout]:
+        """The micro-batches, of at most `tokens` tokens, of a step of the run, counted from 0."""
+        rows = step_pairs(step, len(self.examples), batch_size=self.batch_size, seed=self.seed)
         rows = rows[self.rank :: self.ranks]
-        return microbatches([self.examples[r] for r in rows], rows, tokens=self.tokens)
+        return microbatches([self.examples[r] for r in rows], rows, tokens=tokens, shared=self.shared)
 
 
 class PreferenceData(lightning.LightningDataModule):
-    """Serves the steps from `start` to `end`: resuming is skipping."""
+    """Serves the steps from `start` to `end`: resuming is skipping.
 
-    def __init__(self, steps: Steps, *, workers: int) -> None:
+    Args:
+        steps: what is served.
+        workers: processes that lay out steps ahead. They are forked, so the memory-mapped pairs are shared; each step
+            is a function of its number, so how many they are changes nothing.
+        pinned: lay them out in pinned memory, from which a GPU takes them without waiting.
+    """
+
+    def __init__(self, steps: Steps, *, workers: int, pinned: bool = False) -> None:
         super().__init__()
-        self.steps, self.workers = steps, workers
+        self.steps, self.workers, self.pinned = steps, workers, pinned
 
     def train_dataloader(self) -> Any:
         """Steps in order."""
@@ -81,9 +94,20 @@ class PreferenceData(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            pin_memory=self.pinned,
             collate_fn=_as_is,
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
+
+    def transfer_batch_to_device(self, batch: list[Layout], device: torch.device, dataloader_idx: int) -> list[Layout]:
+        """To the device, without waiting where the memory is pinned."""
+        return [layout.to(device, non_blocking=self.pinned) for layout in batch]
 
 
 def _as_is(step: list[Layout]) -> list[Layout]:
     return step
+
+
+def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    """A terminal sends it to all processes; the run ends at the end of its step and still needs what is laid out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,5 +1,6 @@
 """Held-out pairs under policy and reference: log-probs, loss, exact KL."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.forward import Forward, causal_lm
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.logps import Head, head_of
 from dpo_lab.preference.metrics import pair_records, preference_metrics
 from dpo_lab.preference.objective import Objective, PairLogps
 from dpo_lab.preference.reference import Reference
+from dpo_lab.runtime.errors import LabError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Scorer:
         reference: Reference,
         objective: Objective,
         device: torch.device,
+        halves: Callable[[Layout], list[Layout]] | None = None,
     ) -> None:
         """Hold what is scored.
 
@@ -47,7 +53,9 @@ class Scorer:
             reference: what the policy is measured against.
             objective: the loss.
             device: where the policy is.
+            halves: the pairs of a layout in two, for a GPU whose memory is too small for it.
         """
+        self.halves = halves
         self.layouts, self.kl_layouts, self.forward = layouts, kl_layouts, forward
         self.reference_forward = reference_forward or forward
         self.reference, self.objective, self.device = reference, objective, device
@@ -73,22 +81,45 @@ class Scorer:
         policy.eval()
         try:
             parts, kls = [], []
-            for number, layout in enumerate([*self.kl_layouts, *self.layouts]):
-                moved = layout.to(self.device)
-                own = None
-                if self.objective.needs_self:
-                    per_token, own, hidden = self.forward.statistics_and_hidden(policy, moved)
-                else:
-                    per_token, hidden = self.forward.logps_and_hidden(policy, moved)
-                parts.append(self.objective.pairs(moved, per_token, self.reference.logps(moved), own))
-                if number < len(self.kl_layouts) and self.reference.model is not None:
-                    head = head_of(causal_lm(policy))  # before the policy may turn into its own reference
-                    with self.reference.model() as ref_model:
-                        kls.append(self._kl(hidden, head, ref_model, layout))
-                on_batch(len(layout))
+            for group in (self.kl_layouts, self.layouts):
+                place = 0
+                while place < len(group):
+                    if (found := self._attempt(policy, group[place], kl=group is self.kl_layouts)) is None:
+                        group[place : place + 1] = self._smaller(group[place])
+                        continue
+                    parts.append(found[0])
+                    kls += found[1]
+                    on_batch(len(group[place]))
+                    place += 1
         finally:
             policy.train(was_training)
         return self._scores(parts, kls)
+
+    def _attempt(self, policy: nn.Module, layout: Layout, *, kl: bool) -> tuple[PairLogps, list[Tensor]] | None:
+        """The pairs of a layout and their exact KL, if asked for; None where the GPU's memory is too small."""
+        try:
+            moved = layout.to(self.device)
+            own = None
+            if self.objective.needs_self:
+                per_token, own, hidden = self.forward.statistics_and_hidden(policy, moved)
+            else:
+                per_token, hidden = self.forward.logps_and_hidden(policy, moved)
+            pairs = self.objective.pairs(moved, per_token, self.reference.logps(moved), own)
+            if not kl or self.reference.model is None:
+                return pairs, []
+            head = head_of(causal_lm(policy))  # before the policy may turn into its own reference
+            with self.reference.model() as ref_model:
+                return pairs, [self._kl(hidden, head, ref_model, layout)]
+        except torch.OutOfMemoryError:
+            return None
+
+    def _smaller(self, layout: Layout) -> list[Layout]:
+        if self.halves is None or len(layout) == 1:
+            raise LabError(NO_ROOM)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("The GPU is out of memory in an evaluation: %d pairs are scored as two halves.", len(layout))
+        return self.halves(layout)
 
     def _kl(self, hidden: Tensor, head: Head, ref_model: nn.Module, layout: Layout) -> Tensor:
         """Exact KL at each completion position, (N,); the reference may lie on another device."""

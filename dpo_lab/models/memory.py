@@ -4,9 +4,15 @@ from typing import Any
 
 from dpo_lab.preference.logps import CHUNK_BYTES
 
+NO_ROOM = (
+    "The GPU is out of memory, with a single pair in a micro-batch. Set model.gradient_checkpointing=true, lower "
+    "data.max_length, or use quant=4bit."
+)
 CPU_ACTIVATIONS = 3 * 2**30  # bytes of activations that a micro-batch may hold on a CPU
-GPU_SHARE = 0.5  # of the free memory of a GPU
+CPU_TOKENS = 2048  # of a micro-batch there, at most: matrix products gain nothing from more
+GPU_SHARE = 0.5  # of the free memory of a GPU, where it is estimated
 MOST_TOKENS = 32768
+FORWARD = 2  # on a CPU, a micro-batch without gradients is so many times as large
 
 
 def activation_bytes(model_config: Any, *, itemsize: int, trained: bool, checkpointing: bool) -> int:
@@ -22,10 +28,7 @@ def activation_bytes(model_config: Any, *, itemsize: int, trained: bool, checkpo
         trained: whether base weights are trained too.
         checkpointing: whether layers are recomputed in backward.
     """
-    text = model_config.get_text_config()
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    one_layer = (18 * hidden + 9 * inner) * itemsize
+    one_layer, hidden, layers = _layer_bytes(model_config, itemsize)
     if checkpointing:
         return layers * hidden * itemsize + one_layer
     return layers * one_layer if trained else layers * int(one_layer * 0.9)
@@ -33,8 +36,24 @@ def activation_bytes(model_config: Any, *, itemsize: int, trained: bool, checkpo
 
 def auto_microbatch(per_token: int, *, free_gpu: int | None) -> int:
     """Tokens of a micro-batch: on a CPU a function of the model alone, on a GPU of its free memory too."""
-    budget = CPU_ACTIVATIONS if free_gpu is None else int(free_gpu * GPU_SHARE)
-    return max(256, min(MOST_TOKENS, budget // per_token))
+    if free_gpu is None:
+        return max(256, min(CPU_TOKENS, CPU_ACTIVATIONS // per_token))
+    return max(256, min(MOST_TOKENS, int(free_gpu * GPU_SHARE) // per_token))
+
+
+def forward_microbatch(tokens: int, model_config: Any, *, itemsize: int, free_gpu: int | None) -> int:
+    """Tokens of a micro-batch without gradients, of which one layer's activations are kept and no more.
+
+    Args:
+        tokens: of a micro-batch that is trained on.
+        model_config: the transformers configuration.
+        itemsize: bytes of an activation.
+        free_gpu: bytes; None on a CPU.
+    """
+    if free_gpu is None:
+        return FORWARD * tokens
+    room = int(free_gpu * GPU_SHARE) // _layer_bytes(model_config, itemsize)[0]
+    return max(tokens, min(2 * MOST_TOKENS, room))
 
 
 def peak_bytes(*, weights: int, trainable: int, tokens: int, per_token: int, vocabulary: int) -> int:
@@ -42,3 +61,11 @@ def peak_bytes(*, weights: int, trainable: int, tokens: int, per_token: int, voc
     state = trainable * 4 * 3
     chunk = 3 * max(CHUNK_BYTES, 16 * 4 * vocabulary)
     return weights + state + tokens * per_token + chunk + 2**30  # a GiB of Python and libraries
+
+
+def _layer_bytes(model_config: Any, itemsize: int) -> tuple[int, int, int]:
+    """Bytes of one layer's activations for a token, the hidden size, the number of layers."""
+    text = model_config.get_text_config()
+    hidden = text.hidden_size
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    return (18 * hidden + 9 * inner) * itemsize, hidden, text.num_hidden_layers

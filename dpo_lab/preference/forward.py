@@ -1,15 +1,18 @@
 """From a layout of pairs to per-token log-probs of their answers.
 
-Two ways are foreseen and held together by tests: `padded` (any architecture, the yardstick) and, later, `shared`.
+Two ways, held together by tests: `padded` (any architecture, the yardstick) and `shared` (the layout as it is).
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
+from dpo_lab.preference.attention import NAME
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.logps import Head, head_of, token_kl, token_logps, token_statistics
 
@@ -34,15 +37,36 @@ def padded_hidden(model: nn.Module, layout: Layout) -> Tensor:
     return hidden.flatten(0, 1)[predictors]
 
 
+def shared_hidden(model: nn.Module, layout: Layout) -> Tensor:
+    """Hidden states (N, H) that predict each completion token, from the pack as it lies (1, T); see `sharing.share`."""
+    # No mask is built where one is given. Who looks at this one has not got the layout, and spoils its numbers.
+    nothing = torch.full((1, 1, 1, 1), torch.nan, device=layout.ids.device)
+    decoder = causal_lm(model).get_decoder()
+    out = decoder(
+        input_ids=layout.ids[None],
+        position_ids=layout.positions[None],
+        attention_mask=nothing,
+        use_cache=False,
+        layout=layout,
+    )
+    return out.last_hidden_state[0][layout.predictors]
+
+
 @dataclass(frozen=True)
 class Forward:
     """How log-probs are computed, the same for policy and reference.
 
     Attributes:
         compute: dtype of the matrix products under autocast; None computes in the weights' own.
+        shared: the `shared` way for models that were made to take it.
     """
 
     compute: torch.dtype | None = None
+    shared: bool = True
+
+    def shares(self, model: nn.Module) -> bool:
+        """Whether the model's pass is the `shared` one."""
+        return self.shared and causal_lm(model).config._attn_implementation == NAME
 
     def logps(self, model: nn.Module, layout: Layout) -> Tensor:
         """Per-token log-probs (N,) of the completions."""
@@ -70,18 +94,26 @@ class Forward:
 
     def _logps_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor]:
         hidden = self._hidden(model, layout)
-        # Whoever calls may be under autocast (Lightning is); the head is not, so that all log-probs are alike.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return token_logps(hidden, layout.targets, head_of(causal_lm(model))), hidden
+        return self._head(token_logps, hidden, model, layout), hidden
 
     def _statistics_and_hidden(self, model: nn.Module, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self._hidden(model, layout)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return *token_statistics(hidden, layout.targets, head_of(causal_lm(model))), hidden
+        return *self._head(token_statistics, hidden, model, layout), hidden
+
+    def _head(self, function: Callable[..., Any], hidden: Tensor, model: nn.Module, layout: Layout) -> Any:
+        """Of every completion token; of an answer that several pairs have but once."""
+        once = layout.once if self.shares(model) else None
+        # Whoever calls may be under autocast (Lightning is); the head is not, so that all log-probs are alike.
+        with torch.autocast(hidden.device.type, enabled=False), record_function("dpo_lab/head"):
+            head = head_of(causal_lm(model))
+            if once is None:
+                return function(hidden, layout.targets, head)
+            found = function(hidden[once[0]], layout.targets[once[0]], head)
+            return found[once[1]] if isinstance(found, Tensor) else tuple(part[once[1]] for part in found)
 
     def _hidden(self, model: nn.Module, layout: Layout) -> Tensor:
-        with self.precision(layout):
-            return padded_hidden(model, layout)
+        with self.precision(layout), record_function("dpo_lab/body"):
+            return shared_hidden(model, layout) if self.shares(model) else padded_hidden(model, layout)
 
     def precision(self, layout: Layout) -> AbstractContextManager[None]:
         """Autocast on the layout's device as the run asks for it, whatever is around."""

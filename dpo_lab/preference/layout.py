@@ -1,14 +1,46 @@
-"""How pairs lie in memory: one run of tokens a pair, packed end to end, nothing padded.
+"""How pairs lie in memory: one run of tokens a pair, packed end to end, nothing padded, nothing twice.
 
-B pairs, T tokens in the pack, N completion tokens (both answers of every pair, in the order of the pack).
+B pairs, T tokens in the pack, N completion tokens (both answers of every pair, in the order of the pairs).
 Answers are numbered 2b (chosen) and 2b + 1 (rejected) for pair b.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Cached properties of a layout that lie on its device.
+_INDICES = ("answer_tokens", "targets", "positions", "predictors", "varlen")
+
+
+class Run(NamedTuple):
+    """A prompt and the different answers to it, end to end in the pack: (start, length) in tokens of each."""
+
+    prompt: tuple[int, int]
+    answers: tuple[tuple[int, int], ...]
+
+    @property
+    def stop(self) -> int:
+        """Where the last answer ends."""
+        start, length = self.answers[-1]
+        return start + length
+
+
+class Varlen(NamedTuple):
+    """The pack as sequences of queries and keys, one for every prompt and every answer."""
+
+    keys: Tensor  # (Tk,) places in the pack: a prompt's own, or an answer's prompt and the answer
+    starts_q: Tensor  # (S + 1,) int32, where each sequence of queries begins, and the end
+    starts_k: Tensor  # (S + 1,) int32
+    max_q: int
+    max_k: int
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Varlen":
+        return Varlen(change(self.keys), change(self.starts_q), change(self.starts_k), self.max_q, self.max_k)
 
 
 @dataclass
@@ -21,17 +53,51 @@ class Layout:
         lengths    (3, 2, 1), (1, 1, 2)         prompt, chosen, rejected
         positions  0 1 2 3 4 3 | 0 1 1 2        the rejected answer restarts after its prompt
 
-    An answer sees its own prompt and itself, and nothing else in the pack.
+    An answer sees its own prompt and itself, and nothing else in the pack. Pairs with the same prompt share it, and an
+    answer that two of them have lies in the pack once: a ranked list a > b > c makes three pairs and one run p a b c.
+
+    Attributes:
+        ids: (T,) tokens.
+        lengths: of prompt, chosen and rejected answer, one triple a pair.
+        keys: where the reference cache keeps each answer, (2B).
+        index: rows of the pairs in the data set, (B).
+        places: (start of the prompt, starts of both answers) of each pair in `ids`; empty: one pair after the other.
     """
 
     ids: Tensor
     lengths: tuple[tuple[int, int, int], ...]
-    keys: tuple[bytes, ...] = ()  # one an answer: where the reference cache keeps it
-    index: tuple[int, ...] = ()  # one a pair: its row in the data set
+    keys: tuple[bytes, ...] = ()
+    index: tuple[int, ...] = ()
+    places: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            starts = [0]
+            for sizes in self.lengths:
+                starts.append(starts[-1] + sum(sizes))
+            pairs = zip(starts, self.lengths, strict=False)
+            self.places = tuple((start, start + p, start + p + c) for start, (p, c, _) in pairs)
+
+    def planned(self) -> "Layout":
+        """This layout, with all its index tensors at hand: made where it is laid out, they are only copied later."""
+        for name in _INDICES:
+            getattr(self, name)
+        return self
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Layout":
-        """The same layout with its tokens on `device`."""
-        return Layout(self.ids.to(device, non_blocking=non_blocking), self.lengths, self.keys, self.index)
+        """The same layout with its tensors on `device`."""
+        return self._with(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Layout":
+        """The same layout with its tensors in pinned memory, for a `DataLoader`."""
+        return self._with(lambda x: x.pin_memory())
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Layout":
+        changed = Layout(change(self.ids), self.lengths, self.keys, self.index, self.places)
+        for name in _INDICES:
+            if (value := self.__dict__.get(name)) is not None:
+                changed.__dict__[name] = value._with(change) if isinstance(value, Varlen) else change(value)
+        return changed
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -39,12 +105,19 @@ class Layout:
     @cached_property
     def answers(self) -> list[tuple[int, int, int, int]]:
         """(start of the prompt, its length, start of the answer, its length) in `ids`, for each of the 2B answers."""
-        spans, start = [], 0
-        for prompt, chosen, rejected in self.lengths:
-            spans.append((start, prompt, start + prompt, chosen))
-            spans.append((start, prompt, start + prompt + chosen, rejected))
-            start += prompt + chosen + rejected
-        return spans
+        return [
+            (prompt, p, start, n)
+            for (prompt, *starts), (p, *sizes) in zip(self.places, self.lengths, strict=True)
+            for start, n in zip(starts, sizes, strict=True)
+        ]
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The pack as it lies: each prompt with the different answers to it."""
+        found: dict[tuple[int, int], dict[tuple[int, int], None]] = {}
+        for prompt, p, start, n in self.answers:
+            found.setdefault((prompt, p), {})[start, n] = None
+        return [Run(prompt, tuple(sorted(answers))) for prompt, answers in sorted(found.items())]
 
     @cached_property
     def answer_tokens(self) -> Tensor:
@@ -54,7 +127,32 @@ class Layout:
     @cached_property
     def targets(self) -> Tensor:
         """(N,) the completion tokens."""
-        return self.ids[self._index([i for *_, start, n in self.answers for i in range(start, start + n)])]
+        return self.ids[self._ranges((start, start + n) for *_, start, n in self.answers)]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(T,) position of each token in its own sequence: an answer's begin after its prompt."""
+        spans = [((0, p), *((p, p + n) for _, n in answers)) for (_, p), answers in self.runs]
+        return self._ranges(span for run in spans for span in run)
+
+    @cached_property
+    def predictors(self) -> Tensor:
+        """(N,) place in the pack of the token that predicts each completion token: the one before it in its sequence."""
+        spans = (((prompt + p - 1, prompt + p), (start, start + n - 1)) for prompt, p, start, n in self.answers)
+        return self._ranges(span for pair in spans for span in pair)
+
+    @cached_property
+    def varlen(self) -> Varlen:
+        """Sequences for attention kernels that take unequal lengths."""
+        spans, queries, keys = [], [], []
+        for (start, p), answers in self.runs:
+            prompt = (start, start + p)
+            spans += [prompt, *(span for a, n in answers for span in (prompt, (a, a + n)))]
+            queries += [p, *(n for _, n in answers)]
+            keys += [p, *(p + n for _, n in answers)]
+        starts = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
+        starts_q, starts_k = (x.to(self.ids.device, non_blocking=True) for x in starts)
+        return Varlen(self._ranges(spans), starts_q, starts_k, max(queries), max(keys))
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """Rows (2B, L) of prompt + answer, padded on the right, and the flat index (N,) that predicts each completion.
@@ -74,9 +172,31 @@ class Layout:
         width = max(prompt + n for _, prompt, _, n in self.answers)
         return self._index([[*range(prompt + n)] + [0] * (width - prompt - n) for _, prompt, _, n in self.answers])
 
+    @cached_property
+    def once(self) -> tuple[Tensor, Tensor] | None:
+        """Where pairs have an answer in common: each token but once, and which of them each completion token is.
+
+        (M,) places among the N completion tokens, and (N,) places among those M; None where all answers differ.
+        """
+        begins, n_tokens = dict[tuple[int, int], int](), 0
+        kept, back, n = list[tuple[int, int]](), list[tuple[int, int]](), 0
+        for prompt, _, start, length in self.answers:
+            if (prompt, start) not in begins:
+                begins[prompt, start] = n_tokens
+                kept.append((n, n + length))
+                n_tokens += length
+            place = begins[prompt, start]
+            back.append((place, place + length))
+            n += length
+        return None if len(kept) == len(back) else (self._ranges(kept), self._ranges(back))
+
     def answer_sums(self, per_token: Tensor) -> Tensor:
         """Sum (N,) values over each answer: (2B,)."""
-        return torch.segment_reduce(per_token, "sum", lengths=self.answer_tokens)
+        # Unsafe is without a check of the lengths, for which a GPU would have to be waited for.
+        return torch.segment_reduce(per_token, "sum", lengths=self.answer_tokens, unsafe=True)
+
+    def _ranges(self, spans: Iterable[tuple[int, int]]) -> Tensor:
+        return torch.cat([torch.arange(a, b) for a, b in spans]).to(self.ids.device, non_blocking=True)
 
     def _index(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long).to(self.ids.device, non_blocking=True)

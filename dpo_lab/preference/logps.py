@@ -85,7 +85,7 @@ def _over_chunks(hidden: Tensor, targets: Tensor, head: Head, *, squares: bool) 
     """Log-probs (N,), and log sum_v p_v^2 (N,) or, unless asked for, (0,)."""
     chunks = head.chunks(len(targets))
     if not torch.is_grad_enabled() or not (hidden.requires_grad or head.weight.requires_grad):
-        parts = [_chunk(hidden[c], targets[c], head, squares) for c in chunks]
+        parts = [_in_place(head.logits(hidden[c]), targets[c], squares)[:2] for c in chunks]
     elif head.plain and not head.weight.requires_grad:
         return _FrozenHeadLogps.apply(hidden, targets, head, squares)  # type: ignore[no-any-return]
     else:
@@ -95,17 +95,31 @@ def _over_chunks(hidden: Tensor, targets: Tensor, head: Head, *, squares: bool) 
 
 
 def _chunk(hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs (C,) and log sum_v p_v^2 (C,), to be differentiated."""
     logits = head.logits(hidden)  # (C, V)
     lse = logits.logsumexp(-1, keepdim=True)
     logps = (logits.gather(-1, targets[:, None]) - lse)[:, 0]
     if not squares:
         return logps, logps.new_empty(0)
-    return logps, _log_sum_sq((logits.detach() - lse.detach()).exp_())
+    return logps, _log_sum_sq((logits.detach() - lse.detach()).exp_(), 1.0)
 
 
-def _log_sum_sq(probs: Tensor) -> Tensor:
-    """Log sum_v p_v^2, (C, V) -> (C,). It is at least -log V, so nothing underflows."""
-    return 2 * torch.linalg.vector_norm(probs, dim=-1).log()
+def _in_place(logits: Tensor, targets: Tensor, squares: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same without gradient, and softmax(logits) as (C, V) over (C, 1).
+
+    The logits are overwritten: a second (C, V) costs more in fresh memory than in arithmetic.
+    """
+    logits.sub_(logits.amax(-1, keepdim=True))
+    target = logits.gather(-1, targets[:, None])
+    powers = logits.exp_()
+    total = powers.sum(-1, keepdim=True)
+    log_sum_sq = _log_sum_sq(powers, total) if squares else total.new_empty(0)
+    return (target - total.log())[:, 0], log_sum_sq, powers, total
+
+
+def _log_sum_sq(powers: Tensor, total: Tensor | float) -> Tensor:
+    """Log sum_v p_v^2 of p = powers / total, (C, V), (C, 1) -> (C,). It is at least -log V, so nothing underflows."""
+    return 2 * (torch.linalg.vector_norm(powers, dim=-1, keepdim=True) / total).log()[:, 0]
 
 
 class _FrozenHeadLogps(torch.autograd.Function):
@@ -116,18 +130,18 @@ class _FrozenHeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[Tensor, Tensor]:
-        logps, log_sum_sq, gradients = [], [], []
+        parts, gradients = [], []
         for c in head.chunks(len(targets)):
-            logits = head.logits(hidden[c])  # (C, V)
-            lse = logits.logsumexp(-1, keepdim=True)
-            logps.append((logits.gather(-1, targets[c, None]) - lse)[:, 0])
-            probs = logits.sub_(lse).exp_()
-            log_sum_sq.append(_log_sum_sq(probs) if squares else lse.new_empty(0))
-            gradients.append(head.weight[targets[c]] - probs.to(head.weight.dtype) @ head.weight)
+            logps, log_sum_sq, powers, total = _in_place(head.logits(hidden[c]), targets[c], squares)
+            parts.append((logps, log_sum_sq))
+            if powers.dtype != head.weight.dtype:  # 16 bits do not hold a total of 10^5
+                powers, total = powers.div_(total).to(head.weight.dtype), torch.ones_like(total)
+            mean = powers @ head.weight  # (C, H), times the total
+            gradients.append(torch.addcdiv(head.weight[targets[c]], mean, total.to(mean.dtype), value=-1))
         ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))
-        second = torch.cat(log_sum_sq)
+        first, second = (torch.cat(values) for values in zip(*parts, strict=True))
         ctx.mark_non_differentiable(second)
-        return torch.cat(logps), second
+        return first, second
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

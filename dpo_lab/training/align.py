@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpo_lab.data.collate import microbatches
+from dpo_lab.data.collate import collate, microbatches
 from dpo_lab.data.prepare import Split
 from dpo_lab.inference.scoring import Scorer, Scores
 from dpo_lab.models.save import model_card, save_final
@@ -111,7 +111,14 @@ class Run:
         heldout, n = parts.data.heldout, self.config.trainer.kl_pairs if parts.has_kl else 0
 
         def cut(rows: range) -> list[Layout]:
-            return microbatches([heldout[i] for i in rows], list(rows), tokens=2 * parts.tokens) if rows else []
+            shared, tokens = parts.passes.shared, 2 * parts.tokens
+            return microbatches([heldout[i] for i in rows], list(rows), tokens=tokens, shared=shared) if rows else []
+
+        def halves(layout: Layout) -> list[Layout]:
+            middle = len(layout) // 2
+            return [
+                collate([heldout[i] for i in rows], rows) for rows in (layout.index[:middle], layout.index[middle:])
+            ]
 
         n = min(n, len(heldout))
         return Scorer(
@@ -122,6 +129,7 @@ class Run:
             reference=parts.reference,
             objective=objective,
             device=parts.device,
+            halves=halves,
         )
 
     def fit(self, parts: Parts, scorer: Scorer, resume: dict[str, Any] | None, workers: "Workers | None") -> None:

@@ -1,5 +1,6 @@
 """The optimizer steps of a run, in this process: alone, or as one rank of several."""
 
+import logging
 from typing import Any
 
 import lightning
@@ -7,12 +8,20 @@ import torch
 
 from dpo_lab.config.schema import Config
 from dpo_lab.data.module import PreferenceData, Steps
+from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.runtime.errors import LabError
+from dpo_lab.runtime.files import write_json
+from dpo_lab.training.compile import choose, compiled
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.module import PreferenceModule
 from dpo_lab.training.parts import Parts
 from dpo_lab.training.ranks import Ranks
 from dpo_lab.training.setup import build_objective
+
+log = logging.getLogger(__name__)
+# Processes that lay out the steps to come on a GPU. On a CPU none: laying out takes a few thousandths of a step, and the
+# cores are taken.
+WORKERS = 2
 
 
 def fit(
@@ -38,6 +47,17 @@ def fit(
         LabError: the GPU's memory is too small.
     """
     done = resume["step"] if resume else 0
+    steps = Steps(
+        parts.data.train,
+        start=done,
+        end=parts.steps,
+        batch_size=config.optim.batch_size,
+        seed=config.data.seed,
+        tokens=parts.tokens,
+        shared=parts.forward.shares(parts.policy),
+        rank=ranks.rank,
+        ranks=ranks.size,
+    )
     module = PreferenceModule(
         parts.policy,
         parts.reference,
@@ -47,21 +67,14 @@ def fit(
         total_steps=parts.steps,
         seed=config.seed,
         ranks=ranks,
+        log_every=config.trainer.log_every,
+        tokens=parts.tokens,
+        cut=steps.cut,
     )
     if resume is not None:
         module.restore_trained(resume)
     if done == parts.steps:
         return
-    steps = Steps(
-        parts.data.train,
-        start=done,
-        end=parts.steps,
-        batch_size=config.optim.batch_size,
-        seed=config.data.seed,
-        tokens=parts.tokens,
-        rank=ranks.rank,
-        ranks=ranks.size,
-    )
     trainer = lightning.Trainer(
         accelerator=parts.accelerator,
         devices=[parts.device.index or 0] if parts.device.type == "cuda" else 1,
@@ -76,10 +89,21 @@ def fit(
         default_root_dir=folder.path,
         callbacks=[callback],
     )
+    gpu = parts.device.type == "cuda"
+    choice = choose(
+        config.trainer.compile,
+        steps=parts.steps - done,
+        device=parts.device.type,
+        lean=bool(parts.facts.get("lean_layers")),
+    )
+    log.info("compiling the layers: %s (%s)", "on" if choice.on else "off", choice.why)
+    if ranks.rank == 0:
+        parts.facts["compile"] = {"on": choice.on, "why": choice.why}
+        write_json(folder.facts, parts.facts)
     try:
-        trainer.fit(module, datamodule=PreferenceData(steps, workers=2 if parts.device.type == "cuda" else 0))
-    except torch.OutOfMemoryError as e:
-        raise LabError(
-            "The GPU is out of memory. Lower trainer.microbatch_tokens (the result stays the same), set "
-            "model.gradient_checkpointing=true, or use quant=4bit."
-        ) from e
+        with compiled(parts.policy, choice):
+            trainer.fit(module, datamodule=PreferenceData(steps, workers=WORKERS if gpu else 0, pinned=gpu))
+    except torch.OutOfMemoryError as e:  # not in a micro-batch, which would have been cut smaller
+        raise LabError(NO_ROOM) from e
+    finally:
+        parts.tokens = module.tokens or parts.tokens

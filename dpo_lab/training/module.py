@@ -1,36 +1,54 @@
 """The LightningModule: policy and reference, one optimizer step a batch."""
 
+import logging
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dpo_lab.config.schema import Optim
+from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.metrics import preference_metrics
 from dpo_lab.preference.objective import POLICY_FIELDS, Objective, PairLogps
 from dpo_lab.preference.reference import Reference
-from dpo_lab.runtime.errors import Guarded
+from dpo_lab.runtime.errors import Guarded, LabError
 from dpo_lab.runtime.files import digest
+from dpo_lab.training.ledger import NO_GRADIENT, Ledger, StepRow
 from dpo_lab.training.optimizer import build_optimizer
 from dpo_lab.training.ranks import Ranks
 
-NO_GRADIENT = (
-    "The gradient of the first step is zero, so nothing would be learned: the loss does not depend on what is trained. "
-    "Check lora.target_modules and the loss's hyper-parameters."
-)
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Cut = Callable[[int, int], list[Layout]]  # (step from 0, tokens of a micro-batch) -> the step's micro-batches
+
+
+class _TooLarge(Exception):
+    """A micro-batch did not fit into the GPU's memory: `here`, or on another rank."""
+
+    def __init__(self, here: bool) -> None:
+        self.here = here
 
 
 class PreferenceModule(lightning.LightningModule):
     """Trains the policy on whole steps, cut into micro-batches that change nothing but memory.
 
+    A step waits for the device once, to read its numbers before they are used: an update by numbers that are not
+    finite is not made. Where the numbers are read every `log_every` steps only, a fused optimizer of torch is told on
+    the device that the update is void (its `found_inf`, made for gradient scalers), and so are those of all steps
+    after it until the numbers are read and the run stops: weights and moments stay what they were before the bad step.
+    Other optimizers cannot be told, so with them every step is read as it comes. On a CPU nothing waits anyway.
+
     Attributes:
         step: optimizer steps done, resumed ones included.
-        last: metrics of the last step, without prefix.
-        pairs: of the last step, on all ranks.
+        rows: numbers of steps that were read and not taken yet; on the first rank.
+        last: metrics of the last step that was read, without prefix.
+        tokens: of a micro-batch; None where steps cannot be cut again. Halved where the GPU's memory is too small.
     """
 
     def __init__(
@@ -44,15 +62,23 @@ class PreferenceModule(lightning.LightningModule):
         total_steps: int,
         seed: int,
         ranks: Ranks | None = None,
+        log_every: int = 1,
+        tokens: int | None = None,
+        cut: Cut | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
         self.reference, self.forward_pass, self.objective, self.optim = reference, forward, objective, optim
         self.total_steps, self.seed, self.ranks = total_steps, seed, ranks or Ranks()
-        self.step = self.pairs = 0
+        self.log_every, self.tokens, self.cut = log_every, tokens, cut
+        self.step = 0
+        self.rows: list[StepRow] = []
         self.last: dict[str, float] = {}
-        self._grad_norm = torch.tensor(math.nan)
+        self._loaded_tokens = tokens  # what the loader cuts by
+        self._ledger = Ledger()
+        self._measured: tuple[PairLogps, dict[str, Tensor]] | None = None  # of the step before its update
+        self._void: Tensor | None = None  # whether a step that was not read yet must not be used
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trainable, and its schedule by steps."""
@@ -70,20 +96,8 @@ class PreferenceModule(lightning.LightningModule):
         """One optimizer step over the pairs of `batch`, given as micro-batches."""
         self.policy.train()
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        pairs, losses = self._accumulate(batch)
-        mean = losses.mean()
-        if not torch.isfinite(mean):
-            raise Guarded(_not_finite(self.step + 1, mean.item(), pairs))
-        self.ranks.add_gradients(p for group in optimizer.param_groups for p in group["params"])
-        lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        if self.step == 0 and self._grad_norm.item() == 0.0:
-            raise Guarded(NO_GRADIENT)
         scheduler: Any = self.lr_schedulers()
-        scheduler.step()
-        self.step += 1
-        self.pairs = len(pairs.chosen_logps)
+        pairs, losses = self._accumulate_in_memory(batch, optimizer)
         metrics = preference_metrics(
             pairs,
             losses,
@@ -91,23 +105,100 @@ class PreferenceModule(lightning.LightningModule):
             reference=self.reference.present,
             average=self.objective.average,
         )
-        metrics["grad_norm"] = self._grad_norm
-        self.last = {name: value.item() for name, value in metrics.items()} | {"lr": float(lr)}
+        self._measured = pairs, metrics
+        self.ranks.add_gradients(p for group in optimizer.param_groups for p in group["params"])
+        with record_function("dpo_lab/optimizer"):
+            optimizer.step()
+            scheduler.step()
+        self.step += 1
+        if self.step % self.log_every == 0:
+            self.read()
+
+    def read(self) -> None:
+        """Fetch the numbers of the steps that were not read yet.
+
+        Raises:
+            Guarded: loss or gradient of one of them are not finite; those before it are in `rows`.
+        """
+        for row in self._ledger.read():
+            row.check()
+            self.last = row.metrics
+            if self.ranks.rank == 0:  # the others' would never be taken
+                self.rows.append(row)
+
+    def _accumulate_in_memory(self, batch: list[Layout], optimizer: Any) -> tuple[PairLogps, Tensor]:
+        """`_accumulate`; where the GPU's memory is too small the step begins anew in smaller micro-batches.
+
+        Dropout is a function of seed, step and place, so the step that counts is the one that a run takes which was cut
+        that way from the start.
+        """
+        if self.cut is not None and self.tokens != self._loaded_tokens:
+            batch = self._cut_again(batch[0].ids.device)
+        while True:
+            optimizer.zero_grad()
+            try:
+                return self._accumulate(batch)
+            except _TooLarge as e:
+                here = e.here
+            # Past the handler, which held on to all that the failed attempt had in memory.
+            batch = self._smaller(batch, here)
+
+    def _smaller(self, batch: list[Layout], here: bool) -> list[Layout]:
+        """The step's pairs in micro-batches of half the tokens, on all ranks alike.
+
+        Raises:
+            LabError: a single pair is too large.
+        """
+        device = batch[0].ids.device
+        hopeless = here and (self.cut is None or all(len(layout) == 1 for layout in batch))
+        if self.ranks.total(int(hopeless), device) or self.tokens is None:
+            raise LabError(NO_ROOM)
+        before, self.tokens = self.tokens, max(1, self.tokens // 2)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning(
+            "The GPU is out of memory in step %d: it is repeated with micro-batches of %d tokens in place of %d, and so "
+            "on from here. The result stays the same; trainer.microbatch_tokens=%d spares the attempt.",
+            *(self.step + 1, self.tokens, before, self.tokens),
+        )
+        return self._cut_again(device)
+
+    def _cut_again(self, device: torch.device) -> list[Layout]:
+        assert self.cut is not None
+        assert self.tokens is not None
+        return [layout.to(device) for layout in self.cut(self.step, self.tokens)]
+
+    def _together(self, work: Callable[[], T], device: torch.device) -> T:
+        """What `work` returns, on all ranks; or, if one of them ran out of memory, _TooLarge on all of them."""
+        done: list[T] = []
+        try:
+            done.append(work())
+        except torch.OutOfMemoryError as e:
+            log.info("out of memory: %s", str(e).partition("\n")[0])
+        if self.ranks.total(1 - len(done), device):
+            raise _TooLarge(here=not done)
+        return done[0]
 
     def _accumulate(self, batch: list[Layout]) -> tuple[PairLogps, Tensor]:
         """Back-propagate the mean loss of the step's pairs; return the pairs of all ranks and their losses, (B,)."""
         if self.objective.coupled and (len(batch) > 1 or self.ranks.size > 1):
             return self._accumulate_coupled(batch)
-        total = self.ranks.total(sum(len(layout) for layout in batch), batch[0].ids.device)
-        parts, losses = [], []
-        for place, layout in enumerate(batch):
-            pairs = self._pairs(layout, place)
-            loss = self.objective(pairs)
-            if not loss.requires_grad:
-                raise Guarded(NO_GRADIENT)
-            self.manual_backward(loss.sum() / total)
-            parts.append(pairs)
-            losses.append(loss.detach())
+        device = batch[0].ids.device
+        total = self.ranks.total(sum(len(layout) for layout in batch), device)
+
+        def work() -> tuple[list[PairLogps], list[Tensor]]:
+            parts, losses = [], []
+            for place, layout in enumerate(batch):
+                pairs = self._pairs(layout, place)
+                loss = self.objective(pairs)
+                if not loss.requires_grad:
+                    raise Guarded(NO_GRADIENT)
+                self._backward(loss.sum() / total)
+                parts.append(pairs.each(lambda _, value: value.detach()))
+                losses.append(loss.detach())
+            return parts, losses
+
+        parts, losses = self._together(work, device)
         step, _ = self.ranks.join(PairLogps.join(parts))
         return step, torch.cat(losses) if self.ranks.size == 1 else self.objective(step)
 
@@ -117,9 +208,13 @@ class PreferenceModule(lightning.LightningModule):
         First the log-probs of all its pairs, without gradient; then the loss's gradient with respect to them; then
         each micro-batch again, which back-propagates its slice.
         """
-        with torch.no_grad():
-            own = PairLogps.join([self._pairs(layout, place) for place, layout in enumerate(batch)])
-        step, mine = self.ranks.join(own)
+        device = batch[0].ids.device
+
+        @torch.no_grad()
+        def without_gradient() -> PairLogps:
+            return PairLogps.join([self._pairs(layout, place) for place, layout in enumerate(batch)])
+
+        step, mine = self.ranks.join(self._together(without_gradient, device))
         leaf = step.leaf()
         losses = self.objective(leaf)
         leaves = {name: getattr(leaf, name) for name in POLICY_FIELDS if getattr(leaf, name) is not None}
@@ -127,13 +222,21 @@ class PreferenceModule(lightning.LightningModule):
             raise Guarded(NO_GRADIENT)
         found = torch.autograd.grad(losses.mean(), list(leaves.values()), allow_unused=True)
         slopes = {name: g[mine] for name, g in zip(leaves, found, strict=True) if g is not None}
-        done = 0
-        for place, layout in enumerate(batch):
-            pairs = self._pairs(layout, place)
-            part = slice(done, done + len(layout))
-            self.manual_backward(sum((slope[part] * getattr(pairs, name)).sum() for name, slope in slopes.items()))  # type: ignore[arg-type]
-            done = part.stop
+
+        def backward() -> None:
+            done = 0
+            for place, layout in enumerate(batch):
+                pairs = self._pairs(layout, place)
+                part = slice(done, done + len(layout))
+                self._backward(sum((slope[part] * getattr(pairs, name)).sum() for name, slope in slopes.items()))  # type: ignore[arg-type]
+                done = part.stop
+
+        self._together(backward, device)
         return step, losses.detach()
+
+    def _backward(self, loss: Tensor) -> None:
+        with record_function("dpo_lab/backward"):
+            self.manual_backward(loss)
 
     def _pairs(self, layout: Layout, place: int) -> PairLogps:
         """The log-probs of a micro-batch, the `place`-th of this rank's step."""
@@ -145,19 +248,32 @@ class PreferenceModule(lightning.LightningModule):
             per_token, own = self.forward_pass.statistics(self.policy, layout)
         else:
             per_token = self.forward_pass.logps(self.policy, layout)
-        return self.objective.pairs(layout, per_token, self.reference.logps(layout).to(per_token.dtype), own)
+        with record_function("dpo_lab/reference"):
+            ref_per_token = self.reference.logps(layout).to(per_token.dtype)
+        return self.objective.pairs(layout, per_token, ref_per_token, own)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Measure and clip the gradient, after fp16 unscaling."""
+        """Measure and clip the gradient, after fp16 unscaling; an update by numbers that are not finite is not made."""
         limit = self.optim.grad_clip if self.optim.grad_clip is not None else math.inf
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._grad_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norm = nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], limit
+        ).detach()
+        assert self._measured is not None
+        pairs, metrics = self._measured
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such a step by itself
-        if not scaled and not torch.isfinite(self._grad_norm):
-            raise Guarded(
-                f"The gradient of step {self.step + 1} is not finite (norm {self._grad_norm.item()}), though its loss is. "
-                "Lower optim.lr, or check the loss where log-ratios are zero."
-            )
+        self._ledger.add(
+            self.step + 1,
+            pairs,
+            metrics | {"grad_norm": norm},
+            lr=float(optimizer.param_groups[0]["lr"]),
+            scaled=scaled,
+        )
+        if self.log_every > 1 and _can_be_told(optimizer) and not scaled:
+            void = ~(torch.isfinite(metrics["loss"]) & torch.isfinite(norm))
+            self._void = void if self._void is None else void | self._void
+            optimizer.found_inf = self._void.float()
+        else:
+            self.read()
 
     def cpu(self) -> "PreferenceModule":
         """Stay on the device: Lightning calls this at the end of fit, and evaluation and samples come after it."""
@@ -170,6 +286,7 @@ class PreferenceModule(lightning.LightningModule):
         return {
             "step": self.step,
             "seed": self.seed,
+            **({} if self.tokens is None else {"microbatch_tokens": self.tokens}),
             "trained": {n: p.detach().cpu() for n, p in self.policy.named_parameters() if p.requires_grad},
             "optimizer": optimizer.optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
@@ -194,11 +311,7 @@ class PreferenceModule(lightning.LightningModule):
             self.trainer.precision_plugin.load_state_dict(state["scaler"])
 
 
-def _not_finite(step: int, value: float, pairs: PairLogps) -> str:
-    worst = {
-        name: tensor.tolist()
-        for name, tensor in (("policy log-probs", pairs.chosen_logps), ("reference log-probs", pairs.ref_chosen_logps))
-        if not torch.isfinite(tensor).all()
-    }
-    where = f" ({', '.join(worst)} are not finite)" if worst else ""
-    return f"The loss of step {step} is {value}{where}. Lower optim.lr, raise loss.beta, or check the data."
+def _can_be_told(optimizer: Any) -> bool:
+    """Whether a number on the device can make the optimizer's update void."""
+    supports = getattr(optimizer, "_step_supports_amp_scaling", False)  # set by torch's own, where they are fused
+    return supports and all(group.get("fused") for group in optimizer.param_groups)

@@ -33,6 +33,8 @@ from dpo_lab.runtime.terminal import Terminal
 from dpo_lab.training import references, setup
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
+from dpo_lab.training.passes import Passes, choose_passes
+from dpo_lab.training.probe import find_microbatch
 from dpo_lab.training.references import Source
 from dpo_lab.training.start import Start, check_rope, find_reference, find_start
 
@@ -74,11 +76,12 @@ class Parts:
     device: torch.device
     policy: nn.Module
     forward: Forward
+    passes: Passes  # of the policy
     source: Source  # the model that the reference is
     cache: RefCache
     reference: Reference
     ref_model: ModelContext  # the reference as a model; valid until the first update
-    tokens: int  # padded tokens of a training micro-batch
+    tokens: int  # of a training micro-batch: of the pack, or of padded rows
     steps: int
     facts: dict[str, Any]
 
@@ -129,11 +132,12 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         log.info("model loaded: %s from %s", start.located.name, start.located.path)
         run.interrupt.check()
         forward = Forward(precision.autocast)
+        passes = choose_passes(config, policy, precision.autocast)
         reference_id, reference_facts = references.reference_identity(config, source)
         cache = RefCache(run.cache_dir, reference_id, facts=reference_facts)
         reference, ref_model = references.build_reference(config, source, policy, cache)
         lm: Any = policy
-        tokens = microbatch or setup.microbatch_tokens(config, lm.config, precision, device)
+        tokens = microbatch or find_microbatch(config, policy, forward, data.train, precision, device)
         if config.trainer.microbatch_tokens != "auto":
             tokens = config.trainer.microbatch_tokens
     trainable, total = parameter_counts(policy)
@@ -158,6 +162,8 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         "data": data.facts(),
         "trainable_parameters": trainable,
         "parameters": total,
+        "forward": str(passes),
+        "lean_layers": passes.lean,
         "microbatch_tokens": tokens,
         "config": run.tree,
         "loss": _node(config.loss.model_dump(by_alias=True)),
@@ -175,6 +181,7 @@ def load_parts(run: RunContext, split: Split, microbatch: int | None, *, rank: i
         device,
         policy,
         forward,
+        passes,
         source,
         cache,
         reference,

@@ -16,6 +16,8 @@ from dpo_lab.models.memory import peak_bytes
 from dpo_lab.models.precision import Precision, resolve_precision
 from dpo_lab.models.quiet import quiet_loading
 from dpo_lab.models.tokenizer import load_tokenizer
+from dpo_lab.preference.forward import causal_lm
+from dpo_lab.preference.sharing import obstacle
 from dpo_lab.runtime.facts import device_facts
 from dpo_lab.runtime.terminal import Terminal, duration
 from dpo_lab.training import setup
@@ -39,18 +41,20 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
     optim = config.optim
     steps = count_steps(len(data.train), batch_size=optim.batch_size, epochs=optim.epochs, max_steps=optim.max_steps)
     tokens = setup.microbatch_tokens(config, skeleton.config, precision, device)
+    shared = config.trainer.forward != "padded" and obstacle(causal_lm(skeleton), config.data.max_length) is None
     lengths = data.train.lengths  # (N, 3)
-    tokens = max(tokens, 2 * int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max()))
+    longest = lengths.sum(axis=1) if shared else 2 * (lengths[:, 0] + lengths[:, 1:].max(axis=1))
+    tokens = max(tokens, int(longest.max()))
     memory = peak_bytes(
         weights=weight_bytes(config, precision, total),
         trainable=trainable,
-        tokens=min(tokens, 2 * optim.batch_size * int(lengths.sum(axis=1).max())),
+        tokens=min(tokens, optim.batch_size * int(longest.max())),
         per_token=setup.bytes_per_token(config.model, skeleton.config, precision, trained=config.lora.r is None),
         vocabulary=skeleton.config.get_text_config().vocab_size,
     )
     processes = setup.count_devices(config, accelerator) if device.type == "cpu" else 1
     memory *= processes
-    seconds = seconds_needed(config, data, total, steps, precision, device)
+    seconds = seconds_needed(config, data, total, steps, precision, device, shared=shared)
     available = available_bytes(device)
     fits = "fits" if memory < 0.9 * available else "does NOT fit: lower trainer.microbatch_tokens or data.max_length"
     terminal.header(
@@ -95,7 +99,14 @@ def weight_bytes(config: Config, precision: Precision, parameters: int) -> int:
 
 
 def seconds_needed(
-    config: Config, data: Prepared, parameters: int, steps: int, precision: Precision, device: torch.device
+    config: Config,
+    data: Prepared,
+    parameters: int,
+    steps: int,
+    precision: Precision,
+    device: torch.device,
+    *,
+    shared: bool,
 ) -> dict[str, float]:
     """Time from the tokens to be computed and the machine's own matmul rate, measured here for a moment.
 
@@ -103,15 +114,15 @@ def seconds_needed(
     """
     rate = EFFICIENCY * matmul_rate(precision.autocast or precision.weights, device)
     backward = 2 if config.lora.r is not None else 4
-    per_pair = _tokens(data.train) / len(data.train)
+    per_pair = _tokens(data.train, shared=shared) / len(data.train)
     trained = steps * config.optim.batch_size * per_pair
-    heldout = _tokens(data.heldout)
+    heldout = _tokens(data.heldout, shared=shared)
     recompute = 2 if config.model.gradient_checkpointing else 0
     return {
         "training": trained * parameters * (2 + backward + recompute) / rate,
         "reference": 0.0
         if reference_mode(config) == "none"
-        else (_tokens(data.train) + heldout) * parameters * 2 / rate,
+        else (_tokens(data.train, shared=shared) + heldout) * parameters * 2 / rate,
         "evaluation": heldout * parameters * 2 / rate,
     }
 
@@ -137,6 +148,6 @@ def available_bytes(device: torch.device) -> int:
     return int(device_facts()["cpu"]["memory_gib"] * 2**30)
 
 
-def _tokens(examples: Examples) -> int:
-    """Of two sequences a pair, prompt and answer each."""
-    return int(examples.lengths.sum() + examples.lengths[:, 0].sum())
+def _tokens(examples: Examples, *, shared: bool) -> int:
+    """Of both answers of each pair, and of its prompt, which is computed once or with each of them."""
+    return int(examples.lengths.sum()) + (0 if shared else int(examples.lengths[:, 0].sum()))

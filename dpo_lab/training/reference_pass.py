@@ -1,18 +1,20 @@
 """The reference's log-probs before training: computed where they are not on disk, and checked against the policy."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
 from dpo_lab.data.collate import microbatches
 from dpo_lab.data.module import step_pairs
 from dpo_lab.data.types import Example
+from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.preference.reference import fill_cache
 from dpo_lab.runtime.errors import Guarded, LabError
 from dpo_lab.runtime.files import write_json
 from dpo_lab.training.parts import Parts, RunContext
+from dpo_lab.training.setup import reference_tokens
 
 log = logging.getLogger(__name__)
 BLOCK = 4096  # pairs that are in memory at a time
@@ -62,11 +64,53 @@ def _compute(run: RunContext, parts: Parts, todo: Sequence[Place], total: int) -
             bar.advance(n)
             run.interrupt.check()
 
-        source = parts.source
+        tokens = reference_tokens(parts.tokens, parts.policy.config, parts.source.precision, parts.source.device)
+        todo = _side_by_side(todo)
         for start in range(0, len(todo), BLOCK):
-            block = [*_at(todo[start : start + BLOCK])]
-            layouts = microbatches(block, list(range(len(block))), tokens=2 * parts.tokens)
-            fill_cache(parts.cache, layouts, parts.ref_model, source.forward, device=source.device, on_batch=on_batch)
+            tokens = _fill(parts, [*_at(todo[start : start + BLOCK])], tokens, on_batch)
+
+
+def _side_by_side(todo: Sequence[Place]) -> list[Place]:
+    """Pairs of one prompt together, in the order of their first, so that their prompt is computed once."""
+    by_prompt: dict[bytes, list[Place]] = {}
+    for place, example in zip(todo, _at(todo), strict=True):
+        by_prompt.setdefault(answer_key(example.prompt_ids, ()), []).append(place)
+    return [place for places in by_prompt.values() for place in places]
+
+
+def _fill(parts: Parts, block: Sequence[Example], tokens: int, on_batch: Callable[[int], None]) -> int:
+    """Compute the pairs of a block, the longest first; returns the tokens of a micro-batch that fits.
+
+    Raises:
+        LabError: a single pair does not fit into the GPU's memory.
+    """
+    source, left = parts.source, list(range(len(block)))
+    while True:
+        layouts = microbatches(
+            [block[i] for i in left], left, tokens=tokens, shared=source.forward.shares(parts.policy)
+        )
+        layouts.reverse()
+        done = 0
+
+        def counted(n: int) -> None:
+            nonlocal done
+            done += 1
+            on_batch(n)
+
+        try:
+            fill_cache(parts.cache, layouts, parts.ref_model, source.forward, device=source.device, on_batch=counted)
+        except torch.OutOfMemoryError as e:
+            if len(layouts[done]) == 1:
+                raise LabError(NO_ROOM) from e
+        else:
+            return tokens
+        left = sorted(row for layout in layouts[done:] for row in layout.index)
+        tokens = max(1, tokens // 2)
+        if source.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning(
+            "The GPU is out of memory in the reference pass: it goes on with micro-batches of %d tokens.", tokens
+        )
 
 
 def check_agreement(run: RunContext, parts: Parts) -> None:
@@ -76,7 +120,8 @@ def check_agreement(run: RunContext, parts: Parts) -> None:
     train = parts.data.train
     rows = step_pairs(0, len(train), batch_size=run.config.optim.batch_size, seed=run.config.data.seed)[:2]
     first = [train[row] for row in rows]
-    layout = microbatches(first, rows, tokens=parts.tokens)[0].to(parts.device)
+    shared = parts.forward.shares(parts.policy)
+    layout = microbatches(first, rows, tokens=parts.tokens, shared=shared)[0].to(parts.device)
     parts.policy.eval()
     with torch.no_grad():
         gap = (parts.forward.logps(parts.policy, layout) - parts.reference.logps(layout)).abs().mean().item()

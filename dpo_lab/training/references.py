@@ -28,6 +28,7 @@ from dpo_lab.preference.reference import (
 )
 from dpo_lab.runtime.errors import ModelError
 from dpo_lab.runtime.files import digest
+from dpo_lab.training.passes import choose_passes
 from dpo_lab.training.setup import build_objective
 from dpo_lab.training.start import Start
 
@@ -154,7 +155,9 @@ def _load(config: Config, source: Source) -> Any:
         source.device,
         max_length=config.data.max_length,
     )
-    return model if source.start.adapter is None else attached_adapter(model, source.start.adapter)
+    model = model if source.start.adapter is None else attached_adapter(model, source.start.adapter)
+    choose_passes(config, model, source.precision.autocast)
+    return model
 
 
 def _loaded_for_a_while(config: Config, source: Source) -> ModelContext:

@@ -8,7 +8,7 @@ from torch import nn
 from dpo_lab.config.schema import Config, Model
 from dpo_lab.models.load import load_model
 from dpo_lab.models.lora import continued_adapter, new_adapter
-from dpo_lab.models.memory import activation_bytes, auto_microbatch
+from dpo_lab.models.memory import activation_bytes, auto_microbatch, forward_microbatch
 from dpo_lab.models.precision import Precision
 from dpo_lab.preference.modifiers import Modifiers
 from dpo_lab.preference.objective import Objective
@@ -80,15 +80,28 @@ def build_objective(config: Config) -> Objective:
 
 
 def microbatch_tokens(config: Config, model_config: Any, precision: Precision, device: torch.device) -> int:
-    """Padded tokens of a training micro-batch."""
+    """Tokens of a training micro-batch, estimated: of the pack in the shared forward, of padded rows in the other."""
     if config.trainer.microbatch_tokens != "auto":
         return config.trainer.microbatch_tokens
     per_token = bytes_per_token(config.model, model_config, precision, trained=config.lora.r is None)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    return auto_microbatch(per_token, free_gpu=free)
+    return auto_microbatch(per_token, free_gpu=_free(device))
+
+
+def reference_tokens(tokens: int, model_config: Any, precision: Precision, device: torch.device) -> int:
+    """Tokens of a micro-batch without gradients, beside one of `tokens` that is trained on."""
+    return forward_microbatch(tokens, model_config, itemsize=_itemsize(precision), free_gpu=_free(device))
 
 
 def bytes_per_token(model: Model, model_config: Any, precision: Precision, *, trained: bool) -> int:
     """Bytes that backward keeps for each token."""
-    size = {"32": 4, "64": 8, "bf16": 2, "fp16": 2}[precision.name]
-    return activation_bytes(model_config, itemsize=size, trained=trained, checkpointing=model.gradient_checkpointing)
+    return activation_bytes(
+        model_config, itemsize=_itemsize(precision), trained=trained, checkpointing=model.gradient_checkpointing
+    )
+
+
+def _itemsize(precision: Precision) -> int:
+    return {"32": 4, "64": 8, "bf16": 2, "fp16": 2}[precision.name]
+
+
+def _free(device: torch.device) -> int | None:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

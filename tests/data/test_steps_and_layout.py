@@ -1,5 +1,9 @@
 """How pairs lie in memory, how they are cut into micro-batches, and which pairs a step has."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 from tiny import tiny_examples
@@ -179,9 +183,9 @@ def test_steps_count_pairs_and_drop_only_the_remainder_of_the_run() -> None:
     assert count_steps(100, batch_size=16, epochs=1, max_steps=3) == 3
 
 
-def steps_of(start: int, end: int) -> list[list[Layout]]:
+def steps_of(start: int, end: int, *, workers: int = 0) -> list[list[Layout]]:
     steps = Steps(tiny_examples(), start=start, end=end, batch_size=3, seed=5, tokens=256)
-    return list(PreferenceData(steps, workers=0).train_dataloader())
+    return list(PreferenceData(steps, workers=workers).train_dataloader())
 
 
 def test_resuming_is_skipping() -> None:
@@ -201,3 +205,32 @@ def test_a_step_of_the_loader_has_the_pairs_of_step_pairs() -> None:
         assert sorted(i for layout in step for i in layout.index) == sorted(rows)
         for layout in step:
             assert layout.lengths == tuple(examples[i].lengths for i in layout.index)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_step_is_cut_again_from_its_number(shared: bool) -> None:
+    steps = Steps(tiny_examples(), start=4, end=9, batch_size=3, seed=5, tokens=256, shared=shared)
+    smaller = Steps(tiny_examples(), start=0, end=9, batch_size=3, seed=5, tokens=1, shared=shared)
+    assert [layout.index for layout in steps.cut(6, 256)] == [layout.index for layout in steps[2]]
+    assert [layout.index for layout in steps.cut(6, 1)] == [layout.index for layout in smaller[6]]
+    assert [len(layout) for layout in steps.cut(6, 1)] == [1, 1, 1]
+
+
+def test_workers_lay_out_the_same_steps() -> None:
+    alone, together = (steps_of(2, 9, workers=workers) for workers in (0, 2))
+    assert [[x.index for x in step] for step in together] == [[x.index for x in step] for step in alone]
+    assert all(
+        torch.equal(x.ids, y.ids) for s, t in zip(alone, together, strict=True) for x, y in zip(s, t, strict=True)
+    )
+
+
+def test_workers_outlive_a_ctrl_c_that_is_meant_for_the_run() -> None:
+    """A terminal sends it to the whole group of processes."""
+    steps = Steps(tiny_examples(), start=0, end=9, batch_size=3, seed=5, tokens=256)
+    served = iter(PreferenceData(steps, workers=1).train_dataloader())
+    first = next(served)
+    (worker,) = (child.pid for child in multiprocessing.active_children())
+    assert worker is not None
+    os.kill(worker, signal.SIGINT)
+    os.kill(worker, signal.SIGINT)
+    assert len([first, *served]) == 9

@@ -249,6 +249,8 @@ CHOICES: dict[str, Fact] = {
     ),
     "optim.schedule=linear": Fact(rates(1e-2, 0.75e-2, 0.5e-2, 0.25e-2), SCHEDULE),
     "optim.schedule=constant": Fact(rates(1e-2, 1e-2, 1e-2, 1e-2), SCHEDULE),
+    "trainer.forward=shared": Fact(lambda ran: holds(ran.facts["forward"] == "shared")),
+    "trainer.forward=padded": Fact(lambda ran: holds(ran.facts["forward"].startswith("padded"))),
     "trainer.precision=32": Fact(lambda ran: holds(ran.facts["precision"] == "fp32")),
     "trainer.precision=64": Fact(lambda ran: holds(ran.facts["precision"] == "fp64")),
     "trainer.precision=bf16": Fact(apart(1e-3, 20)),
