@@ -21,7 +21,7 @@ def make_lean(policy: nn.Module) -> Counter[str]:
     has no answer to at a call (DoRA, several adapters, dropout in an MLP) goes to the module's own forward pass.
 
     Args:
-        policy: a PEFT model; its parameters, their names and the modules' types stay.
+        policy: a PEFT model in eval mode; its parameters, their names and the modules' types stay.
 
     Returns:
         How many modules of each kind are lean.
@@ -38,9 +38,10 @@ def make_lean(policy: nn.Module) -> Counter[str]:
 
 def _lean_form(module: Any) -> tuple[str, Any]:
     if hasattr(module, "lora_A") and type(module).__name__ in LORA_LAYERS:
-        return "linear", _linear_forward
+        return "linear", None if _adapter(module) is None else _linear_forward
     if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        return "mlp", _mlp_forward if _is_silu(module.act_fn) else None
+        layers = (module.gate_proj, module.up_proj, module.down_proj)
+        return "mlp", _mlp_forward if _is_silu(module.act_fn) and all(map(_plain, layers)) else None
     weight = getattr(module, "weight", None)
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon") and weight is not None:
         return "norm", None if weight.requires_grad else _norm_forward
@@ -77,7 +78,8 @@ def _input_size(module: Any) -> int | None:
 
 def _linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Of a PEFT layer: base and adapter in one function, or a quantised base's own product plus the adapter's."""
-    found = None if args or kwargs else _adapter(self)
+    trained = any(p.requires_grad for p in self.base_layer.parameters())
+    found = None if args or kwargs or trained else _adapter(self)
     if found is None:
         return type(self).forward(self, x, *args, **kwargs)
     a, b, scale, dropout = found
@@ -122,7 +124,7 @@ def _base(weight: Tensor, bias: Tensor | None, scale: float, dtype: torch.dtype)
 def _plain(layer: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float] | None:
     """(weight, bias, A, B, scale) of a frozen linear layer, with an adapter that needs nothing but these or without."""
     inner = getattr(layer, "base_layer", layer)
-    if type(inner) is not nn.Linear or inner.weight.requires_grad:
+    if type(inner) is not nn.Linear or any(p.requires_grad for p in inner.parameters()):
         return None
     if inner is layer:
         return inner.weight, inner.bias, None, None, 1.0

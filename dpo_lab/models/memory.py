@@ -9,26 +9,26 @@ NO_ROOM = (
     "data.max_length, or use quant=4bit."
 )
 CPU_ACTIVATIONS = 3 * 2**30  # bytes of activations that a micro-batch may hold on a CPU
-CPU_TOKENS = 2048  # of a micro-batch there, at most: matrix products gain nothing from more
+CPU_TOKENS = 1024  # of a micro-batch there, at most: measured, twice as many are no faster
 GPU_SHARE = 0.5  # of the free memory of a GPU, where it is estimated
 MOST_TOKENS = 32768
 FORWARD = 2  # on a CPU, a micro-batch without gradients is so many times as large
 
 
-def activation_bytes(model_config: Any, *, itemsize: int, trained: bool, checkpointing: bool) -> int:
+def activation_bytes(model_config: Any, *, itemsize: int, trained: bool, checkpointing: bool, lean: bool) -> int:
     """Bytes kept for backward for each token that goes through the decoder.
 
     Per layer of a Llama-like decoder: what the norms, attention, the MLP, the residuals and the adapters' inputs keep,
-    and what the allocator holds beyond it. The factors are fitted to the measured peak of the default run
-    (benchmarks/results/default_run.json), not derived.
+    and what the allocator holds beyond it. The factors are fitted to measured peaks of SmolLM2-135M in fp32, not derived.
 
     Args:
         model_config: the transformers configuration.
         itemsize: bytes of an activation.
         trained: whether base weights are trained too.
         checkpointing: whether layers are recomputed in backward.
+        lean: whether the layers are the lab's own.
     """
-    one_layer, hidden, layers = _layer_bytes(model_config, itemsize)
+    one_layer, hidden, layers = _layer_bytes(model_config, itemsize, lean=lean and not trained)
     if checkpointing:
         return layers * hidden * itemsize + one_layer
     return layers * one_layer if trained else layers * int(one_layer * 0.9)
@@ -63,9 +63,10 @@ def peak_bytes(*, weights: int, trainable: int, tokens: int, per_token: int, voc
     return weights + state + tokens * per_token + chunk + 2**30  # a GiB of Python and libraries
 
 
-def _layer_bytes(model_config: Any, itemsize: int) -> tuple[int, int, int]:
+def _layer_bytes(model_config: Any, itemsize: int, *, lean: bool = False) -> tuple[int, int, int]:
     """Bytes of one layer's activations for a token, the hidden size, the number of layers."""
     text = model_config.get_text_config()
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    return (18 * hidden + 9 * inner) * itemsize, hidden, text.num_hidden_layers
+    kept = 11 * hidden + 3 * inner if lean else 18 * hidden + 9 * inner
+    return kept * itemsize, hidden, text.num_hidden_layers

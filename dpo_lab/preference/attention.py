@@ -34,6 +34,8 @@ def register() -> None:
         layout: Layout | None = kwargs.pop("layout", None)
         if layout is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        if torch.is_autocast_enabled(kind := query.device.type):  # fp32 weights: rotated q and k are fp32, v is not
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
         return packed_attention(query, key, value, layout, scale=kwargs.get("scaling")), None
 
     AttentionInterface.register(NAME, attention)

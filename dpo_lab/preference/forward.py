@@ -24,8 +24,13 @@ def causal_lm(model: nn.Module) -> Any:
 
 def depends_on_length(config: Any) -> bool:
     """Whether a token's embedding depends on the length of its whole sequence (dynamic rotary scaling)."""
+    return rope_type(config) == "dynamic"
+
+
+def rope_type(config: Any) -> str | None:
+    """The kind of rotary scaling of a transformers configuration."""
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return (parameters.get("full_attention") or parameters).get("rope_type") == "dynamic"
+    return (parameters.get("full_attention") or parameters).get("rope_type")
 
 
 def padded_hidden(model: nn.Module, layout: Layout) -> Tensor:

@@ -1,12 +1,13 @@
 """Which models can compute a pack as it lies, and making them do so."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from dpo_lab.preference.attention import NAME, register
-from dpo_lab.preference.forward import causal_lm, depends_on_length, padded_hidden, shared_hidden
+from dpo_lab.preference.forward import causal_lm, padded_hidden, rope_type, shared_hidden
 from dpo_lab.preference.layout import Layout
 
 KINDS = {"full_attention", "sliding_attention"}
@@ -39,13 +40,13 @@ def obstacle(lm: Any, max_length: int) -> str | None:
     config = lm.config.get_text_config()
     if lm.config._attn_implementation not in (None, "sdpa", NAME):
         return f"model.attn={lm.config._attn_implementation} computes attention by itself"
-    if depends_on_length(lm.config):
-        return "dynamic rotary scaling depends on the length of each sequence"
+    if (kind := rope_type(lm.config)) in ("dynamic", "longrope"):
+        return f"{kind} rotary scaling depends on the length of each sequence"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "its attention scores are capped"
     if any(name.endswith("sinks") for name, _ in lm.named_parameters()):
         return "its attention has sinks"
-    if getattr(config, "attention_dropout", 0.0):
+    if any(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop")):
         return "its attention has dropout"
     kinds = set(getattr(config, "layer_types", None) or ()) - KINDS
     if kinds:
@@ -66,13 +67,15 @@ def _differs(model: nn.Module, compute: torch.dtype | None) -> str | None:
     with torch.autocast(device.type, dtype=compute, enabled=compute is not None):
         try:
             shared = shared_hidden(model, layout).float()
-        except (TypeError, ValueError, RuntimeError) as e:
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as e:
             return f"its layers do not take a layout ({type(e).__name__})"
         padded = padded_hidden(model, layout).float()
     gap = ((shared - padded).norm() / padded.norm()).item()
     dtype = compute or lm.dtype
     coarse = dtype in (torch.float16, torch.bfloat16) or hasattr(lm, "is_loaded_in_8bit")
     limit = 5e-2 if coarse else 1e-4
+    if not math.isfinite(gap):
+        return "its layers ignore the layout"
     return None if gap <= limit else f"its hidden states differ by {gap:.0e} when computed that way"
 
 

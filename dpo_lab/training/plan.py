@@ -25,7 +25,7 @@ from dpo_lab.training.references import reference_mode
 from dpo_lab.training.start import find_start
 
 # Share of the measured matmul rate that training reaches on this code path (see benchmarks/results/default_run.json).
-EFFICIENCY = 0.5
+EFFICIENCY = 0.6
 
 
 def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, float]:
@@ -49,7 +49,7 @@ def show_plan(config: Config, split: Split, terminal: Terminal) -> dict[str, flo
         weights=weight_bytes(config, precision, total),
         trainable=trainable,
         tokens=min(tokens, optim.batch_size * int(longest.max())),
-        per_token=setup.bytes_per_token(config.model, skeleton.config, precision, trained=config.lora.r is None),
+        per_token=setup.bytes_per_token(config, skeleton.config, precision),
         vocabulary=skeleton.config.get_text_config().vocab_size,
     )
     processes = setup.count_devices(config, accelerator) if device.type == "cpu" else 1

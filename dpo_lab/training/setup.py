@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpo_lab.config.schema import Config, Model
+from dpo_lab.config.schema import Config
 from dpo_lab.models.load import load_model
 from dpo_lab.models.lora import continued_adapter, new_adapter
 from dpo_lab.models.memory import activation_bytes, auto_microbatch, forward_microbatch
@@ -83,7 +83,7 @@ def microbatch_tokens(config: Config, model_config: Any, precision: Precision, d
     """Tokens of a training micro-batch, estimated: of the pack in the shared forward, of padded rows in the other."""
     if config.trainer.microbatch_tokens != "auto":
         return config.trainer.microbatch_tokens
-    per_token = bytes_per_token(config.model, model_config, precision, trained=config.lora.r is None)
+    per_token = bytes_per_token(config, model_config, precision)
     return auto_microbatch(per_token, free_gpu=_free(device))
 
 
@@ -92,10 +92,14 @@ def reference_tokens(tokens: int, model_config: Any, precision: Precision, devic
     return forward_microbatch(tokens, model_config, itemsize=_itemsize(precision), free_gpu=_free(device))
 
 
-def bytes_per_token(model: Model, model_config: Any, precision: Precision, *, trained: bool) -> int:
+def bytes_per_token(config: Config, model_config: Any, precision: Precision) -> int:
     """Bytes that backward keeps for each token."""
     return activation_bytes(
-        model_config, itemsize=_itemsize(precision), trained=trained, checkpointing=model.gradient_checkpointing
+        model_config,
+        itemsize=_itemsize(precision),
+        trained=config.lora.r is None,
+        checkpointing=config.model.gradient_checkpointing,
+        lean=config.trainer.lean,
     )
 
 

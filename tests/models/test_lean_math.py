@@ -98,7 +98,9 @@ def test_an_adapted_linear_layer(shape: str, how: dict[str, bool], dtype: torch.
     both_linear(SHAPES[shape], dtype, fixed=set(), **how)
 
 
-@pytest.mark.parametrize("fixed", [{"x"}, {"a"}, {"b"}, {"x", "a"}, {"a", "b"}], ids=str)
+@pytest.mark.parametrize(
+    "fixed", [{"x"}, {"a"}, {"b"}, {"x", "a"}, {"a", "b"}], ids=lambda names: "+".join(sorted(names))
+)
 def test_a_linear_layer_of_which_some_is_frozen(fixed: set[str]) -> None:
     both_linear((2, 5), torch.float64, fixed=fixed, bias=True)
     both_linear((2, 5), torch.float64, fixed=fixed, bias=False, weight=False)
@@ -174,7 +176,9 @@ def test_a_gated_mlp(shape: str, bias: bool, dtype: torch.dtype) -> None:
     agree(ours, theirs, dtype)
 
 
-@pytest.mark.parametrize("fixed", [set(), {"x"}, {"x", "a0", "b2"}, {"a0", "a1", "a2"}], ids=str)
+@pytest.mark.parametrize(
+    "fixed", [set(), {"x"}, {"x", "a0", "b2"}, {"a0", "a1", "a2"}], ids=lambda names: "+".join(sorted(names)) or "none"
+)
 @pytest.mark.parametrize("adapted", ADAPTED)
 def test_a_gated_mlp_of_which_some_is_adapted_and_some_frozen(adapted: str, fixed: set[str]) -> None:
     leaves, parts = mlp_leaves((2, 5), ADAPTED[adapted]), mlp_parts(torch.float64, bias=True)

@@ -118,6 +118,41 @@ def test_in_16_bit_values_are_fp32_and_gradients_keep_the_dtype_of_the_hidden_st
         assert difference(ours[name], theirs[name]) < 3e-2
 
 
+@pytest.mark.parametrize("rows", [1, 16, 17, 40, 100, 10**6])
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
+def test_a_chunk_of_any_size_gives_the_gradients_of_all_logits(
+    rows: int, trainable: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights of both signs and none, as where a loss is flat or a token does not count."""
+    monkeypatch.setattr(logps, "CHUNK_BYTES", 4 * VOCABULARY * rows)
+    hidden, targets, head = make(100, dtype, trainable=trainable)
+    weights = torch.linspace(-2, 3, 100, dtype=dtype)
+    weights[::7] = 0.0
+    ours = with_gradients(token_logps, hidden, targets, head, weights)
+    statistics = with_gradients(lambda *args: token_statistics(*args)[0], hidden, targets, head, weights)
+    theirs = with_gradients(full_logps, hidden, targets, head, weights)
+    for name, expected in theirs.items():
+        assert difference(ours[name], expected) < TOLERANCE[dtype], name
+        assert difference(statistics[name], expected) < TOLERANCE[dtype], name
+    assert (ours["hidden"][::7] == 0).all()
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=["bf16", "fp16"])
+def test_a_head_in_16_bit_is_close_over_several_chunks(dtype: torch.dtype, tolerance: float, trainable: bool) -> None:
+    hidden, targets, head = make(100, torch.float64, trainable=trainable)
+    weights = torch.linspace(-2, 3, 100, dtype=torch.float64)
+    theirs = with_gradients(full_logps, hidden, targets, head, weights)
+    half = hidden.detach().to(dtype).requires_grad_()
+    weight = head.weight.detach().to(dtype).requires_grad_(trainable)
+    ours = with_gradients(token_logps, half, targets, Head(weight), weights.float())
+    assert ours["logps"].dtype == torch.float32
+    for name, expected in theirs.items():
+        assert name == "logps" or ours[name].dtype == dtype
+        assert difference(ours[name], expected) < tolerance, name
+
+
 # -- statistics -----------------------------------------------------------------------------------------------------
 
 
