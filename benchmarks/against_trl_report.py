@@ -20,7 +20,7 @@ TARGETS = {  # by device: what is compared -> at least, or (memory) at most
 def check(cells: list[Cell], case: Case) -> None:
     """Note in each cell of one case and number of pairs what keeps it from being believed.
 
-    The sides train alike or not at all: first and last loss and the first gradient's norm are held against the median
+    The sides train alike or not at all: loss and norm of the gradient, of the first and of the last step, are held against the median
     of TRL's cells, or of all where TRL has none.
     """
     trained = [cell for cell in cells if "losses" in cell]
@@ -36,6 +36,7 @@ def check(cells: list[Cell], case: Case) -> None:
                 ("first loss", "losses", 0, LOSSES_AGREE),
                 ("last loss", "losses", -1, LOSSES_AGREE),
                 ("first grad-norm", "grad_norms", 0, NORMS_AGREE[case.precision]),
+                ("last grad-norm", "grad_norms", -1, NORMS_AGREE[case.precision]),
             ):
                 expected = median(other[key][place] for other in trl if other["pairs"] == cell["pairs"])
                 if not abs(cell[key][place] - expected) <= limit * abs(expected):

@@ -55,6 +55,13 @@ def microbatches(
     return [collate([examples[i] for i in group], [index[i] for i in group]) for group in groups]
 
 
+def count(layout: Layout, *, shared: bool) -> int:
+    """Tokens of a layout as micro-batches are measured: of the pack, or of its padded rows."""
+    if shared:
+        return len(layout.ids)
+    return 2 * len(layout) * max(prompt + max(answers) for prompt, *answers in layout.lengths)
+
+
 def _padded_rows(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     order = sorted(range(len(examples)), key=lambda i: (_width(examples[i]), i))
     groups: list[list[int]] = []

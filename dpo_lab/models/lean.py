@@ -2,6 +2,8 @@
 
 import types
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,18 +12,21 @@ from torch import Tensor, nn
 from dpo_lab.models.lean_math import Base, gated_mlp, linear, rms_norm
 from dpo_lab.models.quiet import quiet_loading
 
+MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 LORA_LAYERS = ("Linear", "Linear4bit", "Linear8bitLt")
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def make_lean(policy: nn.Module) -> Counter[str]:
+def make_lean(policy: nn.Module, compute: torch.dtype | None = None) -> Counter[str]:
     """Replace the forward passes of adapted linear layers, gated MLPs and RMS norms by lean ones.
 
-    A module is left alone where it is of another kind, or where a trial input comes out otherwise. What the lean form
-    has no answer to at a call (DoRA, several adapters, dropout in an MLP) goes to the module's own forward pass.
+    A module is left alone where it is of another kind, where something else hangs on it, or where a few random tokens
+    come out otherwise. What the lean form has no answer to at a call (several adapters, a merged one, dropout in an MLP)
+    goes to the module's own forward pass.
 
     Args:
         policy: a PEFT model in eval mode; its parameters, their names and the modules' types stay.
+        compute: dtype of the matrix products under autocast; None computes in the weights' own.
 
     Returns:
         How many modules of each kind are lean.
@@ -29,7 +34,7 @@ def make_lean(policy: nn.Module) -> Counter[str]:
     done: Counter[str] = Counter()
     for module in policy.modules():
         kind, forward = _lean_form(module)
-        if forward is None or not _alike(module, forward):
+        if forward is None or not _alike(module, forward, compute):
             continue
         module.forward = types.MethodType(forward, module)
         done[kind] += 1
@@ -37,15 +42,24 @@ def make_lean(policy: nn.Module) -> Counter[str]:
 
 
 def _lean_form(module: Any) -> tuple[str, Any]:
+    if "forward" in vars(module):  # somebody else's
+        return "", None
     if hasattr(module, "lora_A") and type(module).__name__ in LORA_LAYERS:
         return "linear", None if _adapter(module) is None else _linear_forward
-    if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+    if all(hasattr(module, name) for name in MLP_NAMES):
         layers = (module.gate_proj, module.up_proj, module.down_proj)
-        return "mlp", _mlp_forward if _is_silu(module.act_fn) and all(map(_plain, layers)) else None
+        plain = _names_used(module) == MLP_NAMES and _is_silu(module.act_fn) and all(map(_plain, layers))
+        return "mlp", _mlp_forward if plain else None
     weight = getattr(module, "weight", None)
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon") and weight is not None:
         return "norm", None if weight.requires_grad else _norm_forward
     return "", None
+
+
+def _names_used(module: Any) -> set[str]:
+    """What a module's forward pass looks up: a multiplier, a clamp or a dropout is a name more."""
+    code = getattr(type(module).forward, "__code__", None)
+    return set(code.co_names) if code else set()
 
 
 def _is_silu(activation: Any) -> bool:
@@ -53,21 +67,38 @@ def _is_silu(activation: Any) -> bool:
 
 
 @torch.no_grad()
-def _alike(module: Any, forward: Any) -> bool:
-    """Whether the lean form gives what the module's own does, for a few random tokens."""
+def _alike(module: Any, forward: Any, compute: torch.dtype | None) -> bool:
+    """Whether the lean form gives what the module's own does for a few random tokens, with an adapter that has moved."""
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     size = _input_size(module)
     if parameter is None or size is None or parameter.is_meta:
         return False
-    dtype = torch.float32 if hasattr(module, "base_layer") and parameter.dtype == torch.float32 else parameter.dtype
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 3, size, generator=generator).to(parameter.device, dtype)
-    with quiet_loading():
-        own, lean = module(x), forward(module, x)
+    generator, kind = torch.Generator().manual_seed(0), parameter.device.type
+    x = torch.randn(1, 3, size, generator=generator).to(parameter.device, parameter.dtype)
+    with quiet_loading(), torch.autocast(kind, dtype=compute, enabled=compute is not None), _moved(module):
+        try:
+            own = type(module).forward(module, x)
+        except (TypeError, RuntimeError, ValueError):  # it takes something else
+            return False
+        lean = forward(module, x)
     if own.shape != lean.shape or own.dtype != lean.dtype:
         return False
     gap = (own.double() - lean.double()).norm() / own.double().norm().clamp_min(1e-12)
-    return bool(gap <= TOLERANCE.get(own.dtype, 1e-5))
+    return bool(gap <= TOLERANCE.get(compute or own.dtype, 1e-5))
+
+
+@contextmanager
+def _moved(module: nn.Module) -> Iterator[None]:
+    """The B of its adapters, which begin at zero, are random while the block runs."""
+    begun = [(p, p.data) for name, p in module.named_parameters() if "lora_B." in name]
+    generator = torch.Generator().manual_seed(1)
+    try:
+        for p, data in begun:
+            p.data = torch.randn(data.shape, generator=generator).to(data)
+        yield
+    finally:
+        for p, data in begun:
+            p.data = data
 
 
 def _input_size(module: Any) -> int | None:
@@ -91,9 +122,9 @@ def _linear_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return type(self).forward(self, x)
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.to(dtype), _base(weight, bias, scale, dtype), a.to(dtype), b.to(dtype))
-    y = self.base_layer(x)
-    if (dtype := _compute(x, y, a)) is None:
+    if (dtype := _compute(x, x, a)) is None:
         return type(self).forward(self, x)
+    y = self.base_layer(x)
     with torch.autocast(x.device.type, enabled=False):
         seen = x if dropout is None else dropout(x)
         return y + linear(seen.to(dtype), Base(None, None, scale), a.to(dtype), b.to(dtype))
@@ -124,6 +155,8 @@ def _base(weight: Tensor, bias: Tensor | None, scale: float, dtype: torch.dtype)
 def _plain(layer: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float] | None:
     """(weight, bias, A, B, scale) of a frozen linear layer, with an adapter that needs nothing but these or without."""
     inner = getattr(layer, "base_layer", layer)
+    if layer._forward_hooks or layer._forward_pre_hooks:  # a call would do more than its forward pass
+        return None
     if type(inner) is not nn.Linear or any(p.requires_grad for p in inner.parameters()):
         return None
     if inner is layer:

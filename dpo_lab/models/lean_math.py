@@ -153,5 +153,5 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         wide = x.to(scale.dtype)
         g = (grads[0] * weight).to(scale.dtype)
-        inner = torch.linalg.vecdot(g, wide)[..., None].mul_(scale.pow(3)).div_(x.shape[-1])
+        inner = (g * wide).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(x.shape[-1])
         return g.mul_(scale).addcmul_(wide, inner, value=-1).to(x.dtype), None, None

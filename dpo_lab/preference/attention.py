@@ -55,7 +55,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     if query.device.type == "cpu":
         return _Parts.apply(query, key, value, layout.runs, factor)  # type: ignore[no-any-return]
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and has_varlen(query.device):
+    if query.is_cuda and takes_varlen(query.device, query.dtype):
         return varlen_attention(query, key, value, layout, scale=factor)
     return _by_answer(query, key, value, layout, factor)
 
@@ -122,10 +122,17 @@ def _cross_spans(runs: list[Run]) -> list[tuple[slice, slice]]:
 
 
 @functools.cache
-def has_varlen(device: torch.device) -> bool:
-    """Whether PyTorch's flash attention for sequences of unequal lengths runs there."""
+def takes_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's flash attention for sequences of unequal lengths runs on a CUDA device in a dtype."""
     there = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    return there and torch.cuda.get_device_capability(device) >= (8, 0)
+    half = dtype in (torch.float16, torch.bfloat16)
+    return there and half and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
+def _known_to(varlen_attn: Any) -> frozenset[str]:
+    """Names of its arguments: they differ between releases of PyTorch."""
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, *, scale: float) -> Tensor:
@@ -135,8 +142,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters
-    plan = layout.varlen
+    known, plan = _known_to(varlen_attn), layout.varlen
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
     k, v = k.index_select(0, plan.keys), v.index_select(0, plan.keys)
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Cached properties of a layout that lie on its device.
-_INDICES = ("answer_tokens", "targets", "positions", "predictors", "varlen")
+_INDICES = ("answer_tokens", "targets", "positions", "predictors", "varlen", "once")
 
 
 class Run(NamedTuple):
@@ -38,9 +39,6 @@ class Varlen(NamedTuple):
     starts_k: Tensor  # (S + 1,) int32
     max_q: int
     max_k: int
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "Varlen":
-        return Varlen(change(self.keys), change(self.starts_q), change(self.starts_k), self.max_q, self.max_k)
 
 
 @dataclass
@@ -95,9 +93,17 @@ class Layout:
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Layout":
         changed = Layout(change(self.ids), self.lengths, self.keys, self.index, self.places)
         for name in _INDICES:
-            if (value := self.__dict__.get(name)) is not None:
-                changed.__dict__[name] = value._with(change) if isinstance(value, Varlen) else change(value)
+            if name in self.__dict__:
+                changed.__dict__[name] = _changed(self.__dict__[name], change)
         return changed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors as arrays: a worker of a `DataLoader` would send each of them through a file descriptor of its own."""
+        return {name: _changed(value, lambda x: x.numpy()) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrays as tensors."""
+        self.__dict__.update({name: _changed(value, torch.from_numpy) for name, value in state.items()})
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -200,6 +206,15 @@ class Layout:
 
     def _index(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long).to(self.ids.device, non_blocking=True)
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A cached value of a layout with its tensors changed."""
+    if isinstance(value, Varlen):
+        return Varlen(*(_changed(part, change) for part in value))
+    if isinstance(value, tuple) and value and isinstance(value[0], Tensor | np.ndarray):  # `once`
+        return tuple(map(change, value))
+    return change(value) if isinstance(value, Tensor | np.ndarray) else value
 
 
 def split_answers(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits of one chunk take about this many bytes in fp32, whatever the vocabulary.
+# Logits of one chunk take about this many bytes in fp32, whatever the vocabulary; on a GPU, where each chunk reads the
+# whole head anew, four times as many.
 CHUNK_BYTES = 64 * 2**20
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Head:
 
     def chunks(self, n: int) -> list[slice]:
         """Slices of n tokens, each small enough that its logits take CHUNK_BYTES."""
-        size = max(16, CHUNK_BYTES // (4 * self.weight.shape[0]))
+        room = CHUNK_BYTES if self.weight.device.type == "cpu" else 4 * CHUNK_BYTES
+        size = max(16, room // (4 * self.weight.shape[0]))
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
@@ -85,7 +88,7 @@ def _over_chunks(hidden: Tensor, targets: Tensor, head: Head, *, squares: bool) 
     """Log-probs (N,), and log sum_v p_v^2 (N,) or, unless asked for, (0,)."""
     chunks = head.chunks(len(targets))
     if not torch.is_grad_enabled() or not (hidden.requires_grad or head.weight.requires_grad):
-        parts = [_in_place(head.logits(hidden[c]), targets[c], squares)[:2] for c in chunks]
+        parts = [_in_place(hidden[c], targets[c], head, squares)[:2] for c in chunks]
     elif head.plain and not head.weight.requires_grad:
         return _FrozenHeadLogps.apply(hidden, targets, head, squares)  # type: ignore[no-any-return]
     else:
@@ -104,17 +107,28 @@ def _chunk(hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[
     return logps, _log_sum_sq((logits.detach() - lse.detach()).exp_(), 1.0)
 
 
-def _in_place(logits: Tensor, targets: Tensor, squares: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same without gradient, and softmax(logits) as (C, V) over (C, 1).
+def _in_place(hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same without gradient, and softmax(logits) as (C, V) over (C, 1), of the head's dtype.
 
     The logits are overwritten: a second (C, V) costs more in fresh memory than in arithmetic.
     """
+    if head.plain and head.weight.dtype in HALF:
+        return _in_16_bits(nn.functional.linear(hidden.to(head.weight.dtype), head.weight), targets, squares)
+    logits = head.logits(hidden)
     logits.sub_(logits.amax(-1, keepdim=True))
     target = logits.gather(-1, targets[:, None])
     powers = logits.exp_()
     total = powers.sum(-1, keepdim=True)
     log_sum_sq = _log_sum_sq(powers, total) if squares else total.new_empty(0)
     return (target - total.log())[:, 0], log_sum_sq, powers, total
+
+
+def _in_16_bits(logits: Tensor, targets: Tensor, squares: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From logits (C, V) as the product left them: two kernels that compute in fp32 and pass over them once each."""
+    log_probs = torch.log_softmax(logits, -1, dtype=torch.float32)
+    logps = log_probs.gather(-1, targets[:, None])[:, 0]
+    log_sum_sq = _log_sum_sq(log_probs.exp_(), 1.0) if squares else logps.new_empty(0)
+    return logps, log_sum_sq, torch.softmax(logits, -1), torch.ones_like(logps)[:, None]
 
 
 def _log_sum_sq(powers: Tensor, total: Tensor | float) -> Tensor:
@@ -132,10 +146,8 @@ class _FrozenHeadLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, squares: bool) -> tuple[Tensor, Tensor]:
         parts, gradients = [], []
         for c in head.chunks(len(targets)):
-            logps, log_sum_sq, powers, total = _in_place(head.logits(hidden[c]), targets[c], squares)
+            logps, log_sum_sq, powers, total = _in_place(hidden[c], targets[c], head, squares)
             parts.append((logps, log_sum_sq))
-            if powers.dtype != head.weight.dtype:  # 16 bits do not hold a total of 10^5
-                powers, total = powers.div_(total).to(head.weight.dtype), torch.ones_like(total)
             mean = powers @ head.weight  # (C, H), times the total
             gradients.append(torch.addcdiv(head.weight[targets[c]], mean, total.to(mean.dtype), value=-1))
         ctx.save_for_backward(torch.cat(gradients).to(hidden.dtype))

@@ -38,7 +38,7 @@ def share(model: nn.Module, *, max_length: int, compute: torch.dtype | None = No
 def obstacle(lm: Any, max_length: int) -> str | None:
     """What a model's configuration says against it."""
     config = lm.config.get_text_config()
-    if lm.config._attn_implementation not in (None, "sdpa", NAME):
+    if lm.config._attn_implementation not in (None, "sdpa", "flash_attention_2", NAME):
         return f"model.attn={lm.config._attn_implementation} computes attention by itself"
     if (kind := rope_type(lm.config)) in ("dynamic", "longrope"):
         return f"{kind} rotary scaling depends on the length of each sequence"
@@ -67,6 +67,8 @@ def _differs(model: nn.Module, compute: torch.dtype | None) -> str | None:
     with torch.autocast(device.type, dtype=compute, enabled=compute is not None):
         try:
             shared = shared_hidden(model, layout).float()
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as e:
             return f"its layers do not take a layout ({type(e).__name__})"
         padded = padded_hidden(model, layout).float()

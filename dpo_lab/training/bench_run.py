@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dpo_lab.data.collate import count
 from dpo_lab.data.module import Steps
 from dpo_lab.data.prepare import Split
 from dpo_lab.preference.flops import Shape, linear_shapes, reference_flops, shape_of, training_flops
@@ -148,7 +149,7 @@ def _tokens(steps: list[Step], limit: int) -> dict[str, Any]:
     layouts = [layout for step in steps for layout in step.layouts]
     return {
         "step": statistics.median(_packed(step.layouts) for step in steps),
-        "step_padded": statistics.median(sum(map(_padded, step.layouts)) for step in steps),
+        "step_padded": statistics.median(sum(count(x, shared=False) for x in step.layouts) for step in steps),
         "answers": statistics.median(sum(n for x in step.layouts for *_, n in x.answers) for step in steps),
         "all": [_packed(step.layouts) for step in steps],
         "microbatches": statistics.median(len(step.layouts) for step in steps),
@@ -160,10 +161,6 @@ def _tokens(steps: list[Step], limit: int) -> dict[str, Any]:
 
 def _packed(layouts: list[Layout]) -> int:
     return sum(len(layout.ids) for layout in layouts)
-
-
-def _padded(layout: Layout) -> int:
-    return 2 * len(layout) * max(prompt + n for _, prompt, _, n in layout.answers)
 
 
 def _flops(run: RunContext, parts: Parts, shape: Shape, steps: list[Step], rates: list[float]) -> dict[str, Any]:
@@ -199,7 +196,13 @@ def _matmul_rate(run: RunContext, parts: Parts, shapes: Mapping[tuple[int, int],
     """The machine's rate for the model's products, with as many rows as a micro-batch of the first step has tokens."""
     config, train = run.config, parts.data.train
     first = Steps(
-        train, start=0, end=1, batch_size=config.optim.batch_size, seed=config.data.seed, tokens=parts.tokens
+        train,
+        start=0,
+        end=1,
+        batch_size=config.optim.batch_size,
+        seed=config.data.seed,
+        tokens=parts.tokens,
+        shared=parts.passes.shared,
     )[0]
     rows = round(statistics.median(len(layout.ids) for layout in first))
     with run.terminal.working("measuring the machine's matmul rate"):

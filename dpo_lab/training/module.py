@@ -235,7 +235,8 @@ class PreferenceModule(lightning.LightningModule):
         return step, losses.detach()
 
     def _backward(self, loss: Tensor) -> None:
-        with record_function("dpo_lab/backward"):
+        # Autograd's own kernels keep the dtypes of forward; under Lightning's autocast the lab's would be rounded.
+        with record_function("dpo_lab/backward"), torch.autocast(loss.device.type, enabled=False):
             self.manual_backward(loss)
 
     def _pairs(self, layout: Layout, place: int) -> PairLogps:

@@ -2,12 +2,15 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config
 from dpo_lab.models.lean import make_lean
+from dpo_lab.preference.attention import takes_varlen
+from dpo_lab.preference.forward import causal_lm
 from dpo_lab.preference.sharing import share
 from dpo_lab.runtime.errors import ConfigError
 
@@ -43,11 +46,23 @@ def choose_passes(config: Config, model: nn.Module, compute: torch.dtype | None)
     Raises:
         ConfigError: trainer.forward=shared is asked for, and the model can't.
     """
-    lean = dict(make_lean(model)) if config.trainer.lean else {}
+    lean = dict(make_lean(model, compute)) if config.trainer.lean else {}
     if config.trainer.forward == "padded":
         return Passes(False, "trainer.forward=padded", lean)
-    why = share(model, max_length=config.data.max_length, compute=compute)
+    why = _asked_otherwise(config, causal_lm(model), compute)
+    why = why or share(model, max_length=config.data.max_length, compute=compute)
     if why is not None and config.trainer.forward == "shared":
         raise ConfigError(f"trainer.forward=shared does not go with this model: {why}. Use trainer.forward=auto.")
     log.info("forward pass: %s; lean layers: %s", "shared" if why is None else f"padded, for {why}", lean or "none")
     return Passes(why is None, why, lean)
+
+
+def _asked_otherwise(config: Config, lm: Any, compute: torch.dtype | None) -> str | None:
+    """What speaks against the shared pass beside the model itself."""
+    if config.model.attn not in ("auto", "sdpa"):
+        return f"model.attn={config.model.attn} computes attention by itself"
+    device, dtype = lm.device, compute or lm.dtype
+    by_answer = device.type != "cpu" and not (device.type == "cuda" and takes_varlen(device, dtype))
+    if by_answer and config.trainer.forward == "auto":
+        return f"there is no attention kernel for unequal lengths on this device in {dtype}"
+    return None

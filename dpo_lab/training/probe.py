@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config
-from dpo_lab.data.collate import microbatches
+from dpo_lab.data.collate import count, microbatches
 from dpo_lab.data.tokens import Examples
 from dpo_lab.data.types import Example
 from dpo_lab.models.memory import MOST_TOKENS, NO_ROOM
@@ -73,7 +73,9 @@ def find_microbatch(
     if config.trainer.microbatch_tokens != "auto" or device.type != "cuda":
         return tokens
     longest = np.argsort(-train.lengths.sum(axis=1), kind="stable")[: config.optim.batch_size]
-    return largest_that_fits(policy, forward, [train[int(row)] for row in longest], CudaMeter(device), device)
+    found = largest_that_fits(policy, forward, [train[int(row)] for row in longest], CudaMeter(device), device)
+    torch.cuda.empty_cache()  # so that the reference pass, which comes next, sees what is free
+    return found
 
 
 def largest_that_fits(
@@ -120,13 +122,6 @@ def largest_that_fits(
         tokens = max(sizes[0], min(MOST_TOKENS, int(room / per_token)))
         log.info("memory: %.0f bytes a token and %.0f MiB beside; trying %d tokens", per_token, fixed / 2**20, tokens)
         return _tried(largest, peak, longest, tokens, shared)
-
-
-def count(layout: Layout, *, shared: bool) -> int:
-    """Tokens of a layout as micro-batches are measured: of the pack, or of its padded rows."""
-    if shared:
-        return len(layout.ids)
-    return 2 * len(layout) * max(prompt + max(answers) for prompt, *answers in layout.lengths)
 
 
 def _tried(

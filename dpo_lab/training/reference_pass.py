@@ -86,9 +86,9 @@ def _fill(parts: Parts, block: Sequence[Example], tokens: int, on_batch: Callabl
     """
     source, left = parts.source, list(range(len(block)))
     while True:
-        layouts = microbatches(
-            [block[i] for i in left], left, tokens=tokens, shared=source.forward.shares(parts.policy)
-        )
+        # A reference apart may not share, and padded rows hold no fewer tokens than the pack.
+        shared = source.forward.shares(parts.policy) and not source.apart
+        layouts = microbatches([block[i] for i in left], left, tokens=tokens, shared=shared)
         layouts.reverse()
         done = 0
 

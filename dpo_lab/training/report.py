@@ -48,6 +48,7 @@ def show_header(run: RunContext, parts: Parts, tracker: Tracker, resume: dict[st
         f" over tokens{_modifiers(run)}; template {config.template.name}",
         "steps": f"{parts.steps} of {optim.batch_size} pairs; lr {optim.lr:g}, {optim.schedule}, "
         f"{optim.target.rsplit('.', 1)[-1]}",
+        "forward": "each prompt once, nothing padded" if parts.passes.shared else f"padded rows: {parts.passes.why}",
         "log": tracker.note or config.logger.name,
         "folder": str(short(run.folder.path)),
     }

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config
+from dpo_lab.models.adapter_init import FROM_BASE
 from dpo_lab.models.load import load_model
 from dpo_lab.models.lora import continued_adapter, new_adapter
 from dpo_lab.models.memory import activation_bytes, auto_microbatch, forward_microbatch
@@ -99,8 +100,15 @@ def bytes_per_token(config: Config, model_config: Any, precision: Precision) -> 
         itemsize=_itemsize(precision),
         trained=config.lora.r is None,
         checkpointing=config.model.gradient_checkpointing,
-        lean=config.trainer.lean,
+        lean=_has_lean_mlps(config),
     )
+
+
+def _has_lean_mlps(config: Config) -> bool:
+    """Whether the MLPs, which hold most, are the lab's own: as far as the configuration tells."""
+    lora = config.lora
+    other = config.quant.bits or lora.dora or lora.dropout or lora.init in FROM_BASE
+    return config.trainer.lean and not other
 
 
 def _itemsize(precision: Precision) -> int:

@@ -74,7 +74,7 @@ def started(context: RunContext, tree: dict[str, Any], *, size: int, threads: in
         tree: its configuration, resolved.
         size: ranks in all.
         threads: CPU threads of each.
-        tokens: padded tokens of a micro-batch.
+        tokens: of a micro-batch.
     """
     with tempfile.TemporaryDirectory(prefix="dpo_lab_ranks_") as temporary:
         place = Path(temporary) / "meeting"

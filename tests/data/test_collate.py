@@ -1,5 +1,6 @@
 """How pairs lie in a pack: a prompt that several pairs have, and an answer, lie there once."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -207,3 +208,19 @@ def test_the_cut_is_a_function_of_the_pairs_alone(shared: bool) -> None:
         for _ in range(2)
     )
     assert one == other
+
+
+@pytest.mark.parametrize("pairs", [RANKED, [OTHER]], ids=["answers in common", "none"])
+def test_a_layout_goes_to_another_process_with_all_that_was_planned(pairs: list[Example]) -> None:
+    layout = collate(pairs, range(len(pairs)))
+    sent = pickle.dumps(layout)
+    assert b"rebuild_storage" not in sent, "each tensor would take a file descriptor"
+    there = pickle.loads(sent)
+    assert there.__dict__.keys() == layout.__dict__.keys()
+    assert torch.equal(there.ids, layout.ids)
+    assert torch.equal(there.predictors, layout.predictors)
+    assert torch.equal(there.varlen.keys, layout.varlen.keys)
+    assert there.varlen.max_k == layout.varlen.max_k
+    assert (there.once is None) == (layout.once is None) == (len(pairs) == 1)
+    moved = there.to(torch.device("cpu"))
+    assert moved.__dict__.keys() == layout.__dict__.keys() - {"answers", "runs"}

@@ -15,7 +15,7 @@ from dpo_lab.models.lean import make_lean
 from dpo_lab.models.lora import new_adapter
 from dpo_lab.models.precision import Precision
 from dpo_lab.preference import attention
-from dpo_lab.preference.attention import has_varlen, packed_attention
+from dpo_lab.preference.attention import packed_attention, takes_varlen
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.sharing import share
@@ -121,7 +121,7 @@ def test_in_16_bit_by_varlen_it_is_as_close_to_fp32_as_the_padded_way(
     assert (ours - theirs).abs().mean() < 5e-2
     angle, expected = (1 - torch.cosine_similarity(g, gradient, dim=0).item() for g in (own, other))
     assert angle < 2 * expected + 1e-3
-    if has_varlen(DEVICE):
+    if takes_varlen(DEVICE, torch.bfloat16):
         assert calls.varlen >= 2
         assert calls.by_answer == 0
 
@@ -160,7 +160,7 @@ def test_with_gradient_checkpointing_the_numbers_are_the_same(folders: dict[str,
     before = calls.varlen
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     again, own = evaluated(policy.train(), layout, forward)
-    if has_varlen(DEVICE):
+    if takes_varlen(DEVICE, torch.bfloat16):
         assert calls.varlen - before == 4, "two layers, computed twice"
     assert (plain - again).abs().max() < 1e-2
     assert torch.cosine_similarity(own, gradient, dim=0) > 0.999

@@ -21,6 +21,7 @@ from tiny import (
     write_tiny_model,
 )
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dpo_lab.data.collate import collate
 from dpo_lab.models.lean import make_lean
@@ -140,7 +141,9 @@ def test_a_lean_adapter_gives_pefts_numbers(name: str, bits: Any, training: bool
     done = make_lean(policy)
     assert done["norm"] == 5
     if name != "dora":
-        assert (done["linear"] > 0) == (name != "pissa"), "PiSSA's layers have hooks, and keep their own passes"
+        assert done["linear"] > 0
+    if name == "pissa":
+        assert done["mlp"] == 0, "its layers have hooks, which a pass over all three would not call"
     ours, theirs = evaluated(policy.train(training)), evaluated(plain.train(training))
     assert difference(ours[0], theirs[0]) < 1e-5
     assert worst_gradient(ours[1], theirs[1]) < 1e-4
@@ -467,6 +470,47 @@ def test_a_base_without_an_adapter_is_lean_in_its_norms_and_mlps(tiny_model: Pat
         before = base(input_ids=rows).logits
         assert make_lean(base) == {"mlp": 2, "norm": 5}
         assert difference(base(input_ids=rows).logits, before) < 1e-5
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_with_hooks_keeps_them_in_16_bits(init: str, tiny_wide: Path) -> None:
+    policy = new_adapter(load_tiny(tiny_wide, BF16), tiny_lora(init=init), seed=0).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = policy(input_ids=LAYOUT.padded()[0]).logits
+        assert make_lean(policy, torch.bfloat16)["mlp"] == 0
+        assert difference(policy(input_ids=LAYOUT.padded()[0]).logits.float(), before.float()) < 2e-2
+
+
+class Scaled(LlamaMLP):
+    """With a multiplier, as FalconH1's has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x) * self.multiplier) * self.up_proj(x))
+
+
+class Dropping(LlamaMLP):
+    """With a dropout that only training shows, as SeedOss's has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("kind", [Scaled, Dropping])
+@pytest.mark.parametrize("precision", [FP32, BF16], ids=str)
+def test_an_mlp_that_does_something_more_is_left_alone(
+    kind: type[nn.Module], precision: Precision, tiny_model: Path
+) -> None:
+    policy = policy_of(tiny_model, precision)
+    mlp = policy.get_base_model().model.layers[0].mlp
+    mlp.__class__, mlp.multiplier = kind, 1.01
+    assert make_lean(policy, precision.autocast)["mlp"] == 1
+    assert "forward" not in vars(mlp)
+
+
+def test_making_lean_twice_is_making_lean_once(tiny_model: Path) -> None:
+    policy = policy_of(tiny_model)
+    assert make_lean(policy)
+    assert not make_lean(policy)
 
 
 def test_a_trial_pass_is_under_nobody_elses_autocast(tiny_model: Path) -> None:

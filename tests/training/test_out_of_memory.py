@@ -19,7 +19,7 @@ from dpo_lab.runtime.errors import LabError
 from dpo_lab.runtime.files import read_jsonl
 from dpo_lab.training import align
 from dpo_lab.training.checkpoint import last_checkpoint
-from dpo_lab.training.probe import Meter, count, largest_that_fits
+from dpo_lab.training.probe import Meter, largest_that_fits
 from dpo_lab.training.reference_pass import _side_by_side
 
 SHORT = ("optim.batch_size=6", "optim.max_steps=4", "trainer.eval_every=0", "trainer.checkpoint_every=1")
@@ -239,7 +239,7 @@ def test_a_device_on_which_no_pair_fits_is_refused(policy: Any) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_tokens_are_counted_as_micro_batches_are_cut(shared: bool) -> None:
-    from dpo_lab.data.collate import microbatches
+    from dpo_lab.data.collate import count, microbatches
 
     for layout in microbatches(tiny_examples(), range(8), tokens=500, shared=shared):
         assert count(layout, shared=shared) == (layout.ids.numel() if shared else layout.padded()[0].numel())
