@@ -172,7 +172,7 @@ def test_a_side_that_trained_otherwise_is_named_and_counts_for_nothing(
     cells = [cell("trl_best", 4.0, batch=2), cell("trl_best", 4.0, batch=4), cell("dpo_lab_cold", 1.0, **change)]
     report.check(cells, case)
     assert [c["problems"] for c in cells[:2]] == [[], []]
-    assert problem in cells[2]["problems"][0]
+    assert any(problem in said for said in cells[2]["problems"])
     assert report.summarise(cells, case, 8, [[4, 2, 2]] * 8)["ratios"]["cold"] is None
 
 

@@ -245,7 +245,7 @@ CHOICES: dict[str, Fact] = {
     "reference.dtype=float64": Fact(apart(1e-9, 1e-2)),
     "reference.dtype=float16": Fact(apart(1e-3, 5)),
     "reference.dtype=bfloat16": Fact(
-        apart(1e-2, 20), model=lambda folder: write_tiny_model(folder, initializer_range=0.05)
+        apart(1e-3, 20), model=lambda folder: write_tiny_model(folder, initializer_range=0.05)
     ),
     "optim.schedule=linear": Fact(rates(1e-2, 0.75e-2, 0.5e-2, 0.25e-2), SCHEDULE),
     "optim.schedule=constant": Fact(rates(1e-2, 1e-2, 1e-2, 1e-2), SCHEDULE),
