@@ -106,4 +106,4 @@ def fit(
     except torch.OutOfMemoryError as e:  # not in a micro-batch, which would have been cut smaller
         raise LabError(NO_ROOM) from e
     finally:
-        parts.tokens = module.tokens or parts.tokens
+        parts.tokens = module.accumulation.tokens or parts.tokens

@@ -95,7 +95,7 @@ def gradient(policy: Any, setting: Setting, folder: Path, device: str) -> tuple[
     """All gradients of a step as one vector, and its loss."""
     module = module_of(policy, setting, folder)
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    _, losses = module._accumulate(batch(device))
+    _, losses = module.accumulation.of(0, batch(device))
     parts = [p.grad.float().flatten().cpu() for p in trained(policy).values() if p.grad is not None]
     assert len(parts) == len(trained(policy))
     return torch.cat(parts), losses.mean().item()
@@ -108,9 +108,9 @@ def test_the_gradient_points_where_that_of_fp32_on_the_cpu_does(setting: Setting
     if setting.full:  # an untouched policy: its loss is ln 2, and its gradient is not zero
         policy = policy_of(folder, plain, device="cpu")
         module = module_of(policy, plain, folder)
-        module.reference = LiveReference("live", frozen_model(load_tiny(folder)), Forward())
+        module.accumulation.reference = LiveReference("live", frozen_model(load_tiny(folder)), Forward())
         module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-        expected = module._accumulate(batch("cpu"))[1].mean().item()
+        expected = module.accumulation.of(0, batch("cpu"))[1].mean().item()
         theirs = torch.cat([p.grad.flatten() for p in trained(policy).values()])  # type: ignore[union-attr]
     else:
         theirs, expected = gradient(policy_of(folder, plain, moved=0.2, device="cpu"), plain, folder, "cpu")

@@ -69,7 +69,8 @@ def trained_with(folder: Path, tokens: int, *, shared: bool, budget: int | None)
         assert share(policy, max_length=512) is None
     steps = steps_of(tokens, shared=shared)
     module = module_of(policy, SETTING, folder, lr=1e-3, steps=3)
-    module.tokens, module._loaded_tokens, module.cut = tokens, tokens, steps.cut
+    cutting = module.accumulation
+    cutting.tokens, cutting._loaded_tokens, cutting.cut = tokens, tokens, steps.cut
     trainer = lightning.Trainer(
         accelerator="gpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
@@ -123,7 +124,7 @@ def test_what_the_probe_finds_fits_and_uses_the_memory(
     assert not policy.training
     del policy
     module, most = trained_with(folder, tokens, shared=shared, budget=budget)
-    assert module.tokens == tokens, "nothing had to be cut smaller"
+    assert module.accumulation.tokens == tokens, "nothing had to be cut smaller"
     assert most > budget // 2
 
 

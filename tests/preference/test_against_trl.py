@@ -87,7 +87,7 @@ def ours(sides: Sides, batch: list[Layout]) -> tuple[dict[str, float], dict[str,
     """Metrics and gradients of one of our steps."""
     module = sides.module()
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    pairs, losses = module._accumulate(batch)
+    pairs, losses = module.accumulation.of(0, batch)
     metrics = {k: v.item() for k, v in preference_metrics(pairs, losses, beta=BETA).items()}
     return metrics, {name: p.grad for name, p in trained(sides.policy).items() if p.grad is not None}
 

@@ -56,7 +56,7 @@ def test_the_loss_of_the_parts_alone_would_be_another(name: str, tiny_model: Pat
         module = module_of(policy, objective=COUPLED[name], reference=Scattered())
         module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
         policy.zero_grad()
-        module._accumulate(cut(*groups))
+        module.accumulation.of(0, cut(*groups))
         return {n: p.grad.clone() for n, p in trained(policy).items() if p.grad is not None}
 
     whole, parts = gradient(*([pair] for pair in ALL)), [gradient([pair]) for pair in ALL]
@@ -72,18 +72,18 @@ def test_both_passes_drop_the_same(tiny_model: Path) -> None:
     module = module_of(policy, objective=KTO)
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
     seen: list[list[float]] = []
-    original = module.objective.pairs
+    original = KTO.pairs
 
     def spy(*args: Any) -> Any:
         pairs = original(*args)
         seen.append(pairs.chosen_logps.tolist())
         return pairs
 
-    module.objective.pairs = spy  # type: ignore[method-assign]
+    KTO.pairs = spy  # type: ignore[method-assign]
     try:
-        module._accumulate(cut([0, 1], [2, 3, 4]))
+        module.accumulation.of(0, cut([0, 1], [2, 3, 4]))
     finally:
-        del module.objective.pairs
+        del KTO.pairs
     assert len(seen) == 4
     assert seen[0] == pytest.approx(seen[2], rel=1e-12)
     assert seen[1] == pytest.approx(seen[3], rel=1e-12)
@@ -95,15 +95,15 @@ def test_a_loss_of_each_pair_needs_one_pass(tiny_model: Path) -> None:
     module = module_of(policy, objective=Objective(dpo_loss, average="sum", beta=0.1))
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
     calls: list[bool] = []
-    original = module._pairs
+    original = module.accumulation._pairs
 
     def spy(*args: Any) -> Any:
         calls.append(torch.is_grad_enabled())
         return original(*args)
 
-    module._pairs = spy  # type: ignore[method-assign]
-    module._accumulate(cut([0, 1], [2, 3]))
+    module.accumulation._pairs = spy  # type: ignore[method-assign]
+    module.accumulation.of(0, cut([0, 1], [2, 3]))
     assert calls == [True, True]
-    module.objective = KTO
-    module._accumulate(cut([0, 1, 2, 3]))
+    module.accumulation.objective = KTO
+    module.accumulation.of(0, cut([0, 1, 2, 3]))
     assert calls == [True, True, True], "a step that fits one micro-batch needs no second pass"

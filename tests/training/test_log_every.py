@@ -47,7 +47,7 @@ def test_blocks_of_steps_are_written_as_the_key_says(lab: Lab) -> None:
         (lab.root / "seen").write_text((folder.metrics).read_text(encoding="utf-8"), encoding="utf-8")
 
     # The first row is the evaluation at step 0; the second is written once step 3 is done.
-    child = lab.call(*options, first=at("dpo_lab.training.module:PreferenceModule._accumulate", look, call=4))
+    child = lab.call(*options, first=at("dpo_lab.training.accumulate:Accumulation.of", look, call=4))
     assert child.code == 0, child.text
     seen = [json.loads(line) for line in (lab.root / "seen").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in seen] == [0, 1, 2, 3]
@@ -56,7 +56,7 @@ def test_blocks_of_steps_are_written_as_the_key_says(lab: Lab) -> None:
 
 def test_an_interrupted_run_has_written_all_its_steps(lab: Lab) -> None:
     options = ("optim.max_steps=7", "trainer.log_every=5", "trainer.eval_every=0", "trainer.checkpoint_every=0")
-    step = at("dpo_lab.training.module:PreferenceModule._accumulate", send(signal.SIGTERM), call=3)
+    step = at("dpo_lab.training.accumulate:Accumulation.of", send(signal.SIGTERM), call=3)
     child = lab.call(*options, first=step)
     assert child.code == 143, child.text
     folder = lab.folder(*options)
@@ -162,7 +162,7 @@ def reads(module: PreferenceModule, monkeypatch: pytest.MonkeyPatch, n: int) -> 
             return original(self)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    inside = module._accumulate_in_memory
+    inside = module.accumulation.in_memory
     begun: list[int] = []
 
     def marked(*args: Any) -> Any:
@@ -170,7 +170,7 @@ def reads(module: PreferenceModule, monkeypatch: pytest.MonkeyPatch, n: int) -> 
         begun.append(len(taken))
         return found
 
-    monkeypatch.setattr(module, "_accumulate_in_memory", marked)
+    monkeypatch.setattr(module.accumulation, "in_memory", marked)
     fit(module, steps(n))
     return begun[-1] - begun[0]
 

@@ -85,7 +85,7 @@ def accumulated(policy: nn.Module, batch: list[Layout], objective: Objective = D
     module = module_of(policy, objective=objective)
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
     policy.zero_grad()
-    _, losses = module._accumulate(batch)
+    _, losses = module.accumulation.of(0, batch)
     return {name: p.grad.clone() for name, p in trained(policy).items() if p.grad is not None}, losses
 
 
@@ -167,7 +167,7 @@ def test_full_fine_tuning_has_the_same_gradient_too(tiny_model: Path) -> None:
     frozen = load_tiny(tiny_model, FP64)
     module = module_of(policy, reference=LiveReference("frozen", frozen_model(frozen), Forward()))
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    module._accumulate(cut([0, 1, 2], [3, 4, 5, 6, 7]))
+    module.accumulation.of(0, cut([0, 1, 2], [3, 4, 5, 6, 7]))
     ours = {name: p.grad.clone() for name, p in trained(policy).items()}  # type: ignore[union-attr]
     policy.zero_grad()
     forward, layout = Forward(), cut(ALL)[0]
