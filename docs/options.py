@@ -81,7 +81,7 @@ def document() -> str:
         if rows:
             parts.append(table(("key", "value", "what it does"), rows))
     doors = [(name, (CONF / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("preview", "bench")]
-    for node, file in [("doctor", primary), *doors]:
+    for node, file in [("doctor", primary), ("sweep", primary), *doors]:
         rows = [(f"`{node}.{key}`", f"`{value}`", comment) for key, value, comment in keys(file, node)]
         parts.append(f"## {node}\n\n" + table(("key", "value", "what it does"), rows))
     rest = [(f"`{key}`", f"`{value}`", comment) for key, value, comment in keys(primary) if "." not in key and comment]

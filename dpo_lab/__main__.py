@@ -1,18 +1,25 @@
 """python -m dpo_lab: align one model on preference pairs, or with --multirun a sweep of them."""
 
 from dpo_lab.config import door
+from dpo_lab.config.door import Sweep
 from dpo_lab.config.jobs import Job
 
 
 def main() -> None:
     """Check the command line, train what it asks for, and exit with a code that a script can use."""
-    door.enter("train", _train)
+    door.enter("train", _train, _sweep)
 
 
 def _train() -> Job:
     from dpo_lab.training.run import train
 
     return train
+
+
+def _sweep() -> Sweep:
+    from dpo_lab.sweep.master import sweep
+
+    return sweep
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from dpo_lab.config.rules import adapter, bench, loss, model, objective, reference, run
+from dpo_lab.config.rules import adapter, bench, loss, model, objective, reference, run, sweep
 from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS, Config, flatten
 
 
@@ -69,4 +69,5 @@ RULES: tuple[Callable[[Config], Iterable[str]], ...] = (
     objective.optimizer,
     objective.optimizer_fits,
     bench.bench,
+    sweep.sweep,
 )

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,15 +14,32 @@ from omegaconf import DictConfig, OmegaConf
 
 from dpo_lab.config import resolvers
 from dpo_lab.config.names import did_you_mean
-from dpo_lab.config.overrides import read
+from dpo_lab.config.overrides import Given, read
 from dpo_lab.config.paths import CONF_DIR
 from dpo_lab.config.sources import Sources
-from dpo_lab.config.sweeps import default_name
+from dpo_lab.config.sweeps import default_name, of_sweeps, with_study
 from dpo_lab.config.verify import verify
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command line that was read and checked."""
+
+    words: list[str]  # as Hydra should get it, flags first
+    flags: list[str]  # those of them that are flags
+    given: Sequence[Given] = ()
+    sources: Sources | None = None
+    cfg: DictConfig | None = None  # of a job, the first's in a single run; None where Hydra answers by itself
+    multirun: bool = False
+
+
 def prepare(argv: Sequence[str], primary: str = "train") -> list[str]:
-    """The command line as Hydra should get it, for the door whose configuration is conf/`primary`.yaml.
+    """The command line as Hydra should get it; see `read_command`."""
+    return read_command(argv, primary).words
+
+
+def read_command(argv: Sequence[str], primary: str = "train") -> Command:
+    """The command line, read and checked, for the door whose configuration is conf/`primary`.yaml.
 
     Raises:
         SystemExit: with code 2 after all that is wrong was written to stderr; with 0 once `--cfg job` was answered.
@@ -30,7 +48,8 @@ def prepare(argv: Sequence[str], primary: str = "train") -> list[str]:
     flags, typed, problems = _split(argv)
     passing = flags.shell_completion or flags.experimental_rerun or flags.hydra_help or (flags.help and not typed)
     if passing and not problems:
-        return _joined(flags, [] if flags.hydra_help else typed)
+        words = [] if flags.hydra_help else typed
+        return Command(_joined(flags, words), _joined(flags, []))
     own = [Path(os.path.abspath(flags.config_dir))] if flags.config_dir else []
     if own and not own[0].is_dir():
         problems.append(f"--config-dir {flags.config_dir}: there is no folder {own[0]}")
@@ -39,7 +58,11 @@ def prepare(argv: Sequence[str], primary: str = "train") -> list[str]:
     base = Path(os.path.abspath(flags.config_path)) if flags.config_path else CONF_DIR
     sources = Sources((base, *own), flags.config_name or primary)
     multirun = flags.multirun or any(t.upper() == "HYDRA.MODE=MULTIRUN" for t in typed)
+    typed, unknown = with_study(typed, sources, multirun=multirun)
+    problems += unknown
     given, unreadable = read(typed, sources, multirun=multirun)
+    if primary == "train" and not multirun:
+        problems += of_sweeps(given)
     verdict = verify(given, sources)
     if problems := [*problems, *unreadable, *verdict.problems]:
         refuse(problems)
@@ -50,7 +73,7 @@ def prepare(argv: Sequence[str], primary: str = "train") -> list[str]:
     Sweeper.validate_batch_is_legal = _already_checked
     if multirun and verdict.cfg is not None and verdict.cfg.sweep.name is None:
         overrides.append(f"sweep.name={default_name(given)}")
-    return _joined(flags, overrides)
+    return Command(_joined(flags, overrides), _joined(flags, []), given, sources, verdict.cfg, multirun)
 
 
 def refuse(problems: Sequence[str]) -> NoReturn:

@@ -10,13 +10,17 @@ from dpo_lab.config import cli
 from dpo_lab.config.jobs import Job, Jobs
 from dpo_lab.config.paths import CONF_DIR
 
+Sweep = Callable[[cli.Command], int]  # does a multirun and returns the exit code
 
-def enter(primary: str, load: Callable[[], Job]) -> None:
+
+def enter(primary: str, load: Callable[[], Job], sweep: Callable[[], Sweep] | None = None) -> None:
     """Run what the command line asks for, and exit.
 
     Args:
         primary: name of the primary file in conf/, without suffix.
         load: returns the function that does the work; importing it is part of the job.
+        sweep: returns what does a multirun. Without it, and where the command line names a sweeper or launcher of
+            Hydra's, Hydra does it: one job after the other in this process, unless a plugin knows better.
     """
     jobs = Jobs()
 
@@ -25,7 +29,10 @@ def enter(primary: str, load: Callable[[], Job]) -> None:
         jobs.run(cfg, load)
 
     try:
-        sys.argv[1:] = cli.prepare(sys.argv[1:], primary)
+        command = cli.read_command(sys.argv[1:], primary)
+        if sweep is not None and command.multirun and not _hydras(command):
+            sys.exit(sweep()(command))
+        sys.argv[1:] = command.words
         job()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -33,3 +40,10 @@ def enter(primary: str, load: Callable[[], Job]) -> None:
         if len(jobs.outcomes) > 1:
             jobs.summary()
     sys.exit(jobs.exit_code() if jobs.outcomes else 0)
+
+
+def _hydras(command: cli.Command) -> bool:
+    """Whether Hydra itself does the multirun: where its own parts are asked for, and where nothing is trained."""
+    parts = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher")
+    asked = any(given.key.startswith(parts) for given in command.given)
+    return asked or command.cfg is None or bool(command.cfg.plan or command.cfg.hydra.sweeper.get("params"))

@@ -17,7 +17,7 @@ from dpo_lab.runtime.files import digest, fingerprint
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
     "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "preview")
-    + ("bench", "output", "profile"),
+    + ("bench", "output", "profile", "launcher", "sweeper", "study", "prune"),
     "data": ("workers",),
     "reference": ("device",),
     "trainer": ("accelerator", "devices", "forward", "lean", "microbatch_tokens", "compile", "log_every")
@@ -30,6 +30,12 @@ SUFFIXES = frozenset(inputs.SUFFIXES)
 
 def run_id(tree: dict[str, Any]) -> str:
     """12 hexadecimal digits from a resolved config; input paths count by the content they name."""
+    text = json.dumps(decisive(tree), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def decisive(tree: dict[str, Any]) -> dict[str, Any]:
+    """What of a resolved config decides a run's result: input paths as the content they name, no output paths."""
     tree = _normal(tree)
     memo = expand(tree["cache_dir"]) / "fingerprints"
     kept: dict[str, Any] = {k: v for k, v in tree.items() if k not in _OUTSIDE[""]}
@@ -58,8 +64,7 @@ def run_id(tree: dict[str, Any]) -> str:
     targets = {group: kept[group].get("_target_") for group in ("loss", "optim")}
     targets |= {name: term.get("_target_") for name, term in (kept["loss"].get("terms") or {}).items()}
     kept["code"] = {name: _own_code(target, memo) for name, target in targets.items()}
-    text = json.dumps(kept, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return kept
 
 
 def _normal(tree: dict[str, Any]) -> dict[str, Any]:

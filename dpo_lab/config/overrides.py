@@ -20,7 +20,10 @@ from dpo_lab.config.target import TargetError, signature
 
 @dataclass(frozen=True)
 class Given:
-    """One override: as it was typed, as Hydra sees it, and once for each of its values if it is a sweep."""
+    """One override: as it was typed, as Hydra sees it, and once for each of its values if it is a sweep.
+
+    Of an interval the values are its ends.
+    """
 
     typed: str
     text: str
@@ -142,6 +145,9 @@ def _texts(text: str, override: Override, sources: Sources) -> tuple[str, ...]:
     """The override once for each of its values."""
     if not override.is_sweep_override():
         return (text,)
+    if override.value_type == ValueType.INTERVAL_SWEEP:  # what holds at both ends holds between them
+        interval: Any = override._value  # pyright: ignore[reportPrivateUsage]
+        return tuple(f"{override.get_key_element()}={end!r}" for end in (interval.start, interval.end))
     if not override.is_discrete_sweep():
         return ()
     if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
@@ -170,10 +176,6 @@ def _sweep_problem(given: Given, multirun: bool) -> str | None:
         )
     if override.is_hydra_override():
         return f"{given.typed}: Hydra's own keys cannot be swept."
-    if override.value_type == ValueType.INTERVAL_SWEEP:
-        return (
-            f"{given.typed}: an interval needs a search. Name the values: {given.key}=A,B, or range(start,stop,step)."
-        )
     if not given.texts:
         return f"{given.typed}: nothing to sweep over: this selects no value."
     return None

@@ -308,9 +308,50 @@ class Bench(Group):
 
 
 class Sweep(Group):
-    """The folder of a multirun."""
+    """The folder of a multirun, and what it does about failures."""
 
     name: Text | None
+    dir: Text | None
+    retry: Literal["failed", "oom", "none"]
+    on_failure: Literal["continue", "stop"]
+
+
+class Launcher(Group):
+    """conf/launcher: where the trials of a sweep run."""
+
+    name: Literal["serial", "processes", "slurm", "submitit_local", "ray"]
+    n: Positive | Literal["auto"]
+    threads: Positive | Literal["auto"]
+    address: Text | None
+    options: dict[str, Any]
+
+
+class Sweeper(Group):
+    """conf/sweeper: which points of the axes become trials."""
+
+    name: Literal["grid", "random", "optuna"]
+    trials: Positive | None
+    points: Annotated[int, Field(ge=2, strict=True)]
+    seed: Count
+    objective: Annotated[list[Literal["accuracy", "margin", "kl", "loss"]], Field(min_length=1)]
+
+
+class Study(Group):
+    """conf/study: a question, and the axes that answer it, in Hydra's sweep syntax."""
+
+    name: Text | None
+    question: str | None
+    params: dict[str, Text]
+
+
+class Prune(Group):
+    """conf/prune: when a trial is given up."""
+
+    name: Literal["none", "asha", "median"]
+    metric: Annotated[str, Field(pattern=r"^val/\S+$")]
+    first_step: Positive
+    startup: Count
+    factor: Annotated[int, Field(ge=2, strict=True)]
 
 
 class Config(Group):
@@ -330,6 +371,10 @@ class Config(Group):
     prompts: Prompts
     doctor: Doctor
     sweep: Sweep
+    launcher: Launcher
+    sweeper: Sweeper
+    study: Study
+    prune: Prune
     seed: Count
     output_dir: Text
     cache_dir: Text
@@ -352,10 +397,11 @@ PATH_KEYS = (
     "reference.path",
     "output_dir",
     "cache_dir",
+    "sweep.dir",
 )
 TEXT_KEYS = (
     *("model.name", "lora.target_modules", "data.hub.name", "data.name", "data.eval_name"),
-    *("logger.project", "logger.group", "sweep.name", "output"),
+    *("logger.project", "logger.group", "sweep.name", "output", "launcher.address"),
 )
 
 

@@ -1,18 +1,17 @@
 """Compose every job of a command line and collect all that is wrong with any of them."""
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from dpo_lab.config import explain, resolvers
 from dpo_lab.config.check import check
+from dpo_lab.config.composer import Composer
 from dpo_lab.config.overrides import Given, key_problem, option_problems, unknown_key
 from dpo_lab.config.schema import Config
 from dpo_lab.config.sources import Sources, Uncomposable, composed, shortened
@@ -74,22 +73,16 @@ def _examined(given: Sequence[Given], sources: Sources) -> tuple[_Findings, Dict
 
 
 def _jobs(given: Sequence[Given], sources: Sources) -> Iterator[tuple[list[str], DictConfig]]:
-    """Each combination with its config. Composing takes 0.2 s: jobs that choose the same options share it."""
-    parser = OverridesParser.create()
-    started: dict[tuple[str, ...], DictConfig] = {}
-    axes = [i for i, g in enumerate(given) if g.swept and not _is_choice(g, sources) and not g.override.is_delete()]
-    values = {text: parser.parse_override(text) for i in axes for text in given[i].texts}
-    mergeable = not any(isinstance(v.value(), dict) for v in values.values())
+    """Each combination with its config."""
+    composer = composer_of(given, sources)
     for combination in combinations(given):
-        options = tuple(text for i, text in enumerate(combination) if i not in axes)
-        if options not in started or not mergeable:
-            cfg = composed(sources, tuple(combination))
-            started[options] = copy.deepcopy(cfg) if axes else cfg
-        else:
-            for i in axes:
-                override = values[combination[i]]
-                OmegaConf.update(started[options], given[i].key, override.value(), force_add=True)
-        yield combination, started[options]
+        yield combination, composer.compose(combination)
+
+
+def composer_of(given: Sequence[Given], sources: Sources) -> Composer:
+    """What composes the combinations of a command line."""
+    values = [i for i, g in enumerate(given) if g.swept and not _is_choice(g, sources) and not g.override.is_delete()]
+    return Composer(given, sources, values)
 
 
 def _examine(cfg: DictConfig, given: Sequence[Given], sources: Sources) -> list[str]:

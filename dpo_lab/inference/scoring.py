@@ -15,7 +15,7 @@ from dpo_lab.preference.logps import Head, head_of
 from dpo_lab.preference.metrics import pair_records, preference_metrics
 from dpo_lab.preference.objective import Objective, PairLogps
 from dpo_lab.preference.reference import Reference
-from dpo_lab.runtime.errors import LabError
+from dpo_lab.runtime.errors import NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Scorer:
 
     def _smaller(self, layout: Layout) -> list[Layout]:
         if self.halves is None or len(layout) == 1:
-            raise LabError(NO_ROOM)
+            raise NoRoom(NO_ROOM)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning("The GPU is out of memory in an evaluation: %d pairs are scored as two halves.", len(layout))

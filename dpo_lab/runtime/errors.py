@@ -2,7 +2,13 @@
 
 
 class LabError(Exception):
-    """What was asked, what is wrong, what to do."""
+    """What was asked, what is wrong, what to do.
+
+    Attributes:
+        kind: what a sweep makes of it: error, guard, disk, oom.
+    """
+
+    kind = "error"
 
 
 class ConfigError(LabError):
@@ -27,6 +33,20 @@ class Unfit(LabError):
 
 class Guarded(LabError):
     """A guard stopped the run: its numbers had ceased to mean anything."""
+
+    kind = "guard"
+
+
+class DiskFull(OutputError):
+    """There is no room left for what the run writes; no other run would find any."""
+
+    kind = "disk"
+
+
+class NoRoom(LabError):
+    """A single pair does not fit into the device's memory."""
+
+    kind = "oom"
 
 
 class Interrupted(Exception):

@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.runtime.errors import OutputError
+from dpo_lab.runtime.errors import DiskFull, OutputError
 from dpo_lab.runtime.forks import forget, keep_from_children
 
 
@@ -95,7 +96,7 @@ def write_error(path: Path, e: OSError) -> OutputError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next(p for p in (path, *path.parents) if p.exists())
         free = shutil.disk_usage(folder).free / 2**20
-        return OutputError(
+        return DiskFull(
             f"The disk is full: {path} could not be written ({free:.0f} MiB free). Free some space and run the "
             "same command again: it goes on where it was. Or choose another folder with output_dir or cache_dir."
         )
@@ -117,6 +118,10 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
     keep_from_children(handle)
     try:
         held = _try_lock(handle.fileno())
+        for _ in range(3):  # `is_locked` holds it for a moment too
+            if not held:
+                time.sleep(0.02)
+                held = _try_lock(handle.fileno())
         if not held and wait:
             if on_wait:
                 on_wait()

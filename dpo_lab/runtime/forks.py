@@ -45,10 +45,16 @@ def _in_child() -> None:
         with suppress(OSError, ValueError):
             handle.close()
     _locks.clear()
-    if _bound and sys.platform == "linux":
+    if _bound:
+        die_with(_parent)
+
+
+def die_with(parent: int) -> None:
+    """This process is killed when its parent, of this number, dies, however it dies (on Linux)."""
+    if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != _parent:  # it died before it could be asked for
+            if os.getppid() != parent:  # it died before it could be asked for
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -13,7 +13,7 @@ from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.objective import POLICY_FIELDS, Objective, PairLogps
 from dpo_lab.preference.reference import Reference
-from dpo_lab.runtime.errors import Guarded, LabError
+from dpo_lab.runtime.errors import Guarded, NoRoom
 from dpo_lab.runtime.files import digest
 from dpo_lab.training.ledger import NO_GRADIENT
 from dpo_lab.training.ranks import Ranks
@@ -76,7 +76,7 @@ class Accumulation:
             clear: takes away the gradients of an attempt.
 
         Raises:
-            LabError: a single pair is too large.
+            NoRoom: a single pair is too large.
         """
         if self.cut is not None and self.tokens != self._loaded_tokens:
             batch = self._cut_again(step, batch[0].ids.device)
@@ -177,7 +177,7 @@ class Accumulation:
         device = batch[0].ids.device
         hopeless = here and (self.cut is None or all(len(layout) == 1 for layout in batch))
         if self.ranks.total(int(hopeless), device) or self.tokens is None:
-            raise LabError(NO_ROOM)
+            raise NoRoom(NO_ROOM)
         before, self.tokens = self.tokens, max(1, self.tokens // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()

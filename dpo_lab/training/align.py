@@ -14,8 +14,9 @@ from dpo_lab.inference.scoring import Scorer, Scores
 from dpo_lab.models.save import model_card, save_final
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.objective import Objective
+from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.runtime.errors import Interrupted, LabError
-from dpo_lab.runtime.files import read_jsonl, write_json, write_jsonl
+from dpo_lab.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from dpo_lab.training.callbacks import RunCallback
 from dpo_lab.training.checkpoint import last_checkpoint
 from dpo_lab.training.curves import write_curves
@@ -43,6 +44,7 @@ class Run:
         self.begun = time.monotonic()
         self.train_seconds = 0.0
         self.samples: list[dict[str, Any]] = []
+        self.prompts: list[str] = []  # of the held-out pairs: equal for pairs of one prompt
 
     def go(self) -> dict[str, float]:
         """Everything, in order; returns the metrics of the last evaluation."""
@@ -121,6 +123,7 @@ class Run:
             ]
 
         n = min(n, len(heldout))
+        self.prompts = [answer_key(heldout[i].prompt_ids, ()).hex()[:12] for i in range(len(heldout))]
         return Scorer(
             cut(range(n, len(heldout))),
             kl_layouts=cut(range(n)),
@@ -197,7 +200,8 @@ class Run:
 
     def record(self, scores: Scores, step: int) -> None:
         """One evaluation, in all places; metrics last, so that they say that the rest is there."""
-        write_jsonl(self.folder.eval_pairs, [{"step": step} | row for row in scores.records])
+        rows = [{"step": step, "prompt": self.prompts[row["index"]]} | row for row in scores.records]
+        write_jsonl(self.folder.eval_pairs, rows)
         self.log_metrics({f"val/{name}": value for name, value in scores.metrics.items()}, step)
 
     def write_samples(self, rows: list[dict[str, Any]], step: int) -> None:
@@ -213,6 +217,8 @@ class Run:
 
     def _open_tracker(self) -> Tracker:
         run = self.context
+        trial = read_json(self.folder.path / "trial.json")  # what the sweep knows of it
+        axes = trial.get("axes") if isinstance(trial, dict) else None
         return open_tracker(
             self.config.logger,
             run_id=run.id,
@@ -220,6 +226,7 @@ class Run:
             group=self.config.sweep.name,
             tree=run.tree,
             run_dir=self.folder.path,
+            tags=[f"{key}={value}" for key, value in axes.items()] if isinstance(axes, dict) else [],
         )
 
     def _log_report(self, parts: Parts) -> None:

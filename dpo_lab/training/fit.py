@@ -9,7 +9,7 @@ import torch
 from dpo_lab.config.schema import Config
 from dpo_lab.data.module import PreferenceData, Steps
 from dpo_lab.models.memory import NO_ROOM
-from dpo_lab.runtime.errors import LabError
+from dpo_lab.runtime.errors import NoRoom
 from dpo_lab.runtime.files import write_json
 from dpo_lab.training.compile import choose, compiled
 from dpo_lab.training.folder import RunFolder
@@ -44,7 +44,7 @@ def fit(
         callback: what happens around a step.
 
     Raises:
-        LabError: the GPU's memory is too small.
+        NoRoom: the GPU's memory is too small.
     """
     done = resume["step"] if resume else 0
     steps = Steps(
@@ -104,6 +104,6 @@ def fit(
         with compiled(parts.policy, choice):
             trainer.fit(module, datamodule=PreferenceData(steps, workers=WORKERS if gpu else 0, pinned=gpu))
     except torch.OutOfMemoryError as e:  # not in a micro-batch, which would have been cut smaller
-        raise LabError(NO_ROOM) from e
+        raise NoRoom(NO_ROOM) from e
     finally:
         parts.tokens = module.accumulation.tokens or parts.tokens

@@ -11,7 +11,7 @@ from typing import Any
 from dpo_lab.runtime.errors import Interrupted, LabError, OutputError
 from dpo_lab.runtime.files import file_lock, read_json, remove, write_json
 
-KEPT = {".hydra", "run.log", "run.lock"}  # by overwrite=true
+KEPT = {".hydra", "run.log", "run.lock", "trial.json", "console.log"}  # by overwrite=true
 
 
 class RunFolder:
@@ -72,14 +72,15 @@ class RunFolder:
                 self.write_status("stopped", "interrupted twice: ended at once")
                 raise
             except LabError as e:
-                self._write_failure(str(e), e)
+                self._write_failure(str(e), e, e.kind)
                 raise
             except Exception as e:
-                self._write_failure(f"{type(e).__name__}: {e}", e)
+                memory = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"  # torch's
+                self._write_failure(f"{type(e).__name__}: {e}", e, "oom" if memory else "error")
                 raise
 
-    def _write_failure(self, reason: str, e: Exception) -> None:
+    def _write_failure(self, reason: str, e: Exception, kind: str) -> None:
         try:
-            self.write_status("failed", reason, traceback=traceback.format_exc())
+            self.write_status("failed", reason, kind=kind, traceback=traceback.format_exc())
         except OutputError as second:
             e.add_note(f"(status.json could not be written either: {second})")

@@ -16,7 +16,7 @@ from dpo_lab.models.memory import MOST_TOKENS, NO_ROOM
 from dpo_lab.models.precision import Precision
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
-from dpo_lab.runtime.errors import LabError
+from dpo_lab.runtime.errors import NoRoom
 from dpo_lab.training.setup import microbatch_tokens
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def largest_that_fits(
         device: where the policy is.
 
     Raises:
-        LabError: one pair is too large.
+        NoRoom: one pair is too large.
     """
     shared = forward.shares(policy)
 
@@ -141,7 +141,7 @@ def _tried(
         else:
             return tokens
         if len(layout) == 1:
-            raise LabError(NO_ROOM)
+            raise NoRoom(NO_ROOM)
         tokens = int(SMALLER * min(tokens, count(layout, shared=shared)))
 
 

@@ -11,7 +11,7 @@ from dpo_lab.data.types import Example
 from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.preference.reference import fill_cache
-from dpo_lab.runtime.errors import Guarded, LabError
+from dpo_lab.runtime.errors import Guarded, LabError, NoRoom
 from dpo_lab.runtime.files import write_json
 from dpo_lab.training.parts import Parts, RunContext
 from dpo_lab.training.setup import reference_tokens
@@ -82,7 +82,7 @@ def _fill(parts: Parts, block: Sequence[Example], tokens: int, on_batch: Callabl
     """Compute the pairs of a block, the longest first; returns the tokens of a micro-batch that fits.
 
     Raises:
-        LabError: a single pair does not fit into the GPU's memory.
+        NoRoom: a single pair does not fit into the GPU's memory.
     """
     source, left = parts.source, list(range(len(block)))
     while True:
@@ -101,7 +101,7 @@ def _fill(parts: Parts, block: Sequence[Example], tokens: int, on_batch: Callabl
             fill_cache(parts.cache, layouts, parts.ref_model, source.forward, device=source.device, on_batch=counted)
         except torch.OutOfMemoryError as e:
             if len(layouts[done]) == 1:
-                raise LabError(NO_ROOM) from e
+                raise NoRoom(NO_ROOM) from e
         else:
             return tokens
         left = sorted(row for layout in layouts[done:] for row in layout.index)

@@ -6,29 +6,20 @@ goes wrong in one may cost the run. One row of the file:
     {"step": 20, "time": 1795408154.72, "train/loss": 0.6712, "train/lr": 5e-05}
 """
 
-import http.client
 import json
 import logging
 import math
-import shlex
-import ssl
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from dpo_lab.config import schema
 from dpo_lab.runtime.errors import LabError
 from dpo_lab.runtime.files import read_jsonl, write_error, write_jsonl
+from dpo_lab.training.wandb_run import first_line, open_wandb, short_tag, shown
 
 log = logging.getLogger(__name__)
-
-PROBE_SECONDS = 4  # for a server that may not be there
-INIT_SECONDS = 15  # for one that answered the probe
-UPLOAD_SECONDS = 60  # for the rest of the data at the end of a run; it stays on disk for `wandb sync`
 
 
 class MetricsFile:
@@ -68,6 +59,10 @@ class Tracker(Protocol):
         """A table, such as sample answers."""
         ...
 
+    def media(self, name: str, path: Path, step: int) -> None:
+        """A page (.html) or a picture, where the tracker shows such."""
+        ...
+
     def finish(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         """End the run, from a `finally`; a second call does nothing."""
         ...
@@ -81,16 +76,31 @@ def open_tracker(
     group: str | None,
     tree: dict[str, Any],
     run_dir: Path,
+    tags: Sequence[str] = (),
+    job_type: str | None = None,
 ) -> Tracker:
-    """The tracker that conf/logger asks for. `group` is the sweep's name; `tree` is the config as plain values."""
+    """The tracker that conf/logger asks for.
+
+    Args:
+        logger: conf/logger.
+        run_id: of the run, and of what the tracker keeps of it.
+        name: what to show.
+        group: the sweep's name.
+        tree: the config as plain values.
+        run_dir: where what is offline is written.
+        tags: besides the user's own, e.g. "optim.lr=0.0001".
+        job_type: what kind of run it is; None: a training run.
+    """
     if logger.name == "none":
         return NoTracker()
     run_dir.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere, without a word, where it is missing
     if logger.name == "tensorboard":
         return SafeTracker(TensorBoardTracker(run_dir, tree), "TensorBoard")
     what = {"id": run_id, "name": name, "group": logger.group or group, "config": tree}
-    what |= {"project": logger.project, "entity": logger.entity, "tags": list(logger.tags)}
-    return _open_wandb(logger.mode, what, run_dir)
+    what |= {"project": logger.project, "entity": logger.entity, "job_type": job_type}
+    what |= {"tags": list(dict.fromkeys(short_tag(tag) for tag in [*logger.tags, *tags] if tag))}
+    run = open_wandb(logger.mode, what, run_dir)
+    return NoTracker(f"W&B off ({run}).") if isinstance(run, str) else SafeTracker(run, "W&B")
 
 
 class NoTracker:
@@ -103,6 +113,9 @@ class NoTracker:
         """Do nothing."""
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+        """Do nothing."""
+
+    def media(self, name: str, path: Path, step: int) -> None:
         """Do nothing."""
 
     def finish(self, exit_code: int, summary: Mapping[str, Any]) -> None:
@@ -124,6 +137,10 @@ class SafeTracker:
         """Log a table, or warn."""
         self._try(lambda: self.inner.table(name, columns, rows, step))
 
+    def media(self, name: str, path: Path, step: int) -> None:
+        """Log a page or a picture, or warn."""
+        self._try(lambda: self.inner.media(name, path, step))
+
     def finish(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         """Finish once, or warn."""
         if not self._finished:
@@ -136,7 +153,7 @@ class SafeTracker:
         except Exception as e:  # a third party's service, socket and disk: there is no narrower list
             if not self._warned:
                 self._warned = True
-                log.warning("%s failed: %s. The run goes on; metrics.jsonl has every metric.", self.name, _line(e))
+                log.warning("%s failed: %s. The run goes on; metrics.jsonl has every metric.", self.name, first_line(e))
 
 
 class TensorBoardTracker:
@@ -153,7 +170,7 @@ class TensorBoardTracker:
         folder = run_dir / "tensorboard"
         self._writer = SummaryWriter(str(folder))
         self._writer.add_text("config", "```json\n" + json.dumps(tree, indent=2, default=str) + "\n```")
-        self.note = f"TensorBoard: tensorboard --logdir {_shown(folder)}"
+        self.note = f"TensorBoard: tensorboard --logdir {shown(folder)}"
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """One scalar a metric."""
@@ -164,153 +181,14 @@ class TensorBoardTracker:
         """A markdown table."""
         self._writer.add_text(name, _markdown(columns, rows), step)
 
+    def media(self, name: str, path: Path, step: int) -> None:
+        """Nothing: TensorBoard shows no pages."""
+
     def finish(self, exit_code: int, summary: Mapping[str, Any]) -> None:
         """Write the summary and everything that is buffered."""
         rows = [["exit code", exit_code], *([key, value] for key, value in summary.items())]
         self._writer.add_text("summary", _markdown(["", ""], rows))
         self._writer.close()
-
-
-class WandbTracker:
-    """One W&B run, online or offline. Runs open at the same time, as stacked trials are, share the mode."""
-
-    opened: ClassVar[list["WandbTracker"]] = []  # and not yet finished, in this process
-
-    def __init__(self, run: Any, mode: str, reason: str, folder: str) -> None:
-        self._run, self.mode, self.reason, self._sync = run, mode, reason, f"wandb sync {shlex.quote(folder)}"
-        because = f" ({reason})" if reason else ""
-        self.note: str | None = f"W&B: {run.url}" if mode == "online" else f"W&B offline{because}: {self._sync}"
-        WandbTracker.opened.append(self)
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Merge into the row of `step`."""
-        self._run.log(dict(metrics), step=step)
-
-    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        """A W&B table."""
-        import wandb
-
-        table = wandb.Table(columns=[*columns], data=[*rows], allow_mixed_types=True)
-        self._run.log({name: table}, step=step)
-
-    def finish(self, exit_code: int, summary: Mapping[str, Any]) -> None:
-        """Write the summary and end the run, which would otherwise stay open as long as the process."""
-        WandbTracker.opened.remove(self)
-        try:
-            self._run.summary.update(dict(summary))
-        finally:
-            try:
-                self._run.finish(exit_code=exit_code)
-            except TimeoutError as e:
-                raise LabError(f"the upload takes over {UPLOAD_SECONDS} s; {self._sync} uploads the rest") from e
-            finally:
-                _release_wandb()
-
-
-def _open_wandb(asked: str, what: dict[str, Any], run_dir: Path) -> Tracker:
-    """Online if asked for and possible within seconds, else offline with the reason in the note; never an error."""
-    try:
-        mode, reason = _choose_mode(asked)
-        if mode == "disabled":
-            return NoTracker(f"W&B off ({reason}).")
-        if mode == "online":
-            try:
-                return _wandb_run(mode, reason, what, run_dir)
-            except Exception as e:  # CommError, UsageError, and errors of its service that are not wandb.Error
-                mode, reason = "offline", _line(e)
-                _release_wandb()  # its service still holds the run's id
-        return _wandb_run(mode, reason, what, run_dir)
-    except ImportError as e:
-        raise LabError(
-            f"logger=wandb needs the wandb package, which cannot be imported: {_line(e)}. "
-            "Install it with pip install wandb, or choose logger=none."
-        ) from e
-    except Exception as e:  # no service, no home folder, ...: errors without a common class
-        return NoTracker(f"W&B off ({_line(e)}).")
-
-
-def _choose_mode(asked: str) -> tuple[str, str]:
-    """The mode to run in (online, offline, disabled), and why it is not the one asked for."""
-    import wandb
-
-    if WandbTracker.opened:
-        return WandbTracker.opened[-1].mode, WandbTracker.opened[-1].reason
-    settings = wandb.setup(wandb.Settings(silent=True)).settings  # this process, until its last run is finished
-    if asked == "offline":
-        return "offline", ""
-    if asked == "auto" and settings.mode in ("offline", "dryrun", "disabled"):
-        return ("disabled" if settings.mode == "disabled" else "offline"), f"wandb's own mode is {settings.mode}"
-    if asked == "online":
-        wandb.setup(wandb.Settings(mode="online"))
-    try:
-        if not wandb.login(prompt=False, verify=False):
-            return "offline", "no API key" if asked == "auto" else "no API key; log in with: wandb login"
-    except wandb.Error as e:  # a malformed key
-        return "offline", _line(e)
-    silence = _unreachable(settings.base_url)
-    return ("offline", silence) if silence else ("online", "")
-
-
-def _wandb_run(mode: str, reason: str, what: dict[str, Any], run_dir: Path) -> Tracker:
-    import wandb
-
-    # mode here too: wandb's own telemetry follows this one, and would wait for a silent server at exit
-    wandb.setup(wandb.Settings(silent=True, mode="online" if mode == "online" else "offline"))
-    settings = wandb.Settings(
-        silent=True,
-        console="off",
-        save_code=False,
-        reinit="create_new",
-        init_timeout=INIT_SECONDS,
-        finish_timeout=UPLOAD_SECONDS,
-        finish_timeout_raises=True,
-    )
-    run = wandb.init(**what, resume="allow", dir=str(run_dir.absolute()), settings=settings)
-    folder = run_dir / "wandb" / Path(run.settings.sync_dir).name
-    return SafeTracker(WandbTracker(run, mode, reason, _shown(folder)), "W&B")
-
-
-def _release_wandb() -> None:
-    """Stop wandb's service, so that the next run starts afresh, unless other runs of this process use it."""
-    import wandb
-
-    if not WandbTracker.opened:
-        try:
-            wandb.teardown()
-        except (Exception, SystemExit) as e:  # it exits the process if its service did not end well
-            log.debug("wandb.teardown: %r", e)
-
-
-def _unreachable(base_url: str) -> str | None:
-    """Why the W&B server does not answer, or None if it does. wandb itself needs 100 s to notice."""
-    answer = [f"{base_url} does not answer within {PROBE_SECONDS} s"]
-
-    def probe() -> None:
-        answer[0] = _probe(base_url)
-
-    thread = threading.Thread(target=probe, daemon=True)  # no timeout of urllib bounds a name lookup
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return answer[0] or None
-
-
-def _probe(base_url: str) -> str:
-    """Empty if the server answers, else why it does not."""
-    query = urllib.request.Request(
-        base_url.rstrip("/") + "/graphql",
-        data=b'{"query": "{__typename}"}',
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(query, timeout=PROBE_SECONDS):
-            return ""
-    except urllib.error.HTTPError as e:
-        return f"{base_url} answers HTTP {e.code}" if e.code >= 500 else ""
-    except (OSError, http.client.HTTPException) as e:
-        cause = getattr(e, "reason", e)
-        if isinstance(cause, ssl.SSLError):
-            return ""  # someone answers; wandb has its own certificate settings
-        return f"{base_url} cannot be reached: {getattr(cause, 'strerror', None) or _line(cause)}"
 
 
 def _json_number(value: float) -> float | str:
@@ -325,15 +203,3 @@ def _markdown(columns: list[str], rows: list[list[Any]]) -> str:
         return "| " + " | ".join(str(x).replace("|", "\\|").replace("\n", "<br>") for x in cells) + " |"
 
     return "\n".join([line(columns), line(["---"] * len(columns)), *(line(row) for row in rows)])
-
-
-def _line(e: BaseException | str) -> str:
-    """The first line of an error's message."""
-    lines = str(e).strip().splitlines()
-    return (lines[0][:200] if lines else type(e).__name__).rstrip(".")
-
-
-def _shown(path: Path) -> str:
-    """A path as the user would type it: relative if it lies below the working directory."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

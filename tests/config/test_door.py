@@ -172,7 +172,10 @@ SWEEPS: list[Case] = [
     ),
     (["-m", "data.max_pairs=8,16,32"], ["data.max_pairs=8 is not enough", "(with data.max_pairs=8)"]),
     (["-m", "seed=glob(*)"], ["selects no value"]),
-    (["-m", "optim.lr=interval(0,1)"], ["needs a search"]),
+    (
+        ["-m", "optim.lr=interval(0,1)"],
+        ["optim.lr=0.0: must be greater than 0 (with optim.lr=0.0)"],
+    ),
     (["-m", "hydra.verbose=true,false"], ["cannot be swept"]),
 ]
 ALONE = [*GRAMMAR, *RULES, *TOGETHER, *SWEEPS]

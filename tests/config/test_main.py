@@ -1,4 +1,4 @@
-"""`python -m dpo_lab` from outside: exit codes, isolation of a sweep's jobs, what is printed."""
+"""`python -m dpo_lab` from outside: exit codes, what is printed, and multiruns by Hydra's own launcher."""
 
 import json
 import os
@@ -65,9 +65,9 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
         "ctrl-c": ["seed=6"],
         "odd path": ["data=file", f"data.path={odd}"],
         "refused": ["optim.bta=1", "loss=sigmoid"],
-        "sweep": ["-m", "seed=0,1,2,3,7,8", f"output_dir={root}/shared"],
-        "again": ["-m", "seed=0,8", f"output_dir={root}/shared"],
-        "stopped sweep": ["-m", "seed=0,5,8"],
+        "sweep": ["-m", "hydra/launcher=basic", "seed=0,1,2,3,7,8", f"output_dir={root}/shared"],
+        "again": ["-m", "hydra/launcher=basic", "seed=0,8", f"output_dir={root}/shared"],
+        "stopped sweep": ["-m", "hydra/launcher=basic", "seed=0,5,8"],
         "help": ["--help"],
         "cfg": ["--cfg", "job", "loss=ipo"],
         "cfg by hydra": ["--cfg", "job", "--package", "_global_", "loss=ipo"],

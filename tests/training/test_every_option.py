@@ -26,6 +26,7 @@ from dpo_lab.runtime.files import read_json, read_jsonl
 from dpo_lab.training.folder import RunFolder
 
 GPU = torch.cuda.is_available()
+SWEEPS = {"launcher", "sweeper", "study", "prune"}  # groups that mean nothing to a single run; tests/sweep has them
 SHORT = (
     "optim.max_steps=2",
     "trainer.eval_every=0",
@@ -468,7 +469,8 @@ FACTS = MODELS | ADAPTERS | TEMPLATES | DATA | OBJECTIVES | OPTIMIZERS | TRAINER
 
 @cache
 def options() -> list[str]:
-    return sorted(f"{file.parent.name}={file.stem}" for file in CONF_DIR.glob("*/*.yaml"))
+    files = [file for file in CONF_DIR.glob("*/*.yaml") if file.parent.name not in SWEEPS]
+    return sorted(f"{file.parent.name}={file.stem}" for file in files)
 
 
 def test_every_option_has_its_fact() -> None:

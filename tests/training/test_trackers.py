@@ -18,8 +18,8 @@ import pytest
 from dpo_lab.config.schema import Logger
 from dpo_lab.runtime.errors import LabError, OutputError
 from dpo_lab.runtime.files import read_jsonl
-from dpo_lab.training import trackers
 from dpo_lab.training.trackers import MetricsFile, SafeTracker, Tracker, open_tracker
+from dpo_lab.training.wandb_run import WandbTracker
 
 KEY = "a" * 40
 
@@ -33,7 +33,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "home").mkdir()
     yield
-    for tracker in [*trackers.WandbTracker.opened]:  # of a failed test
+    for tracker in [*WandbTracker.opened]:  # of a failed test
         tracker.finish(1, {})
 
 
