@@ -10,6 +10,11 @@ def main() -> None:
     door.enter("train", _train, _sweep)
 
 
+def trial(words: list[str]) -> None:
+    """The same for one trial of a sweep, whose command line was checked with the others'."""
+    door.run_trial(words, _train)
+
+
 def _train() -> Job:
     from dpo_lab.training.run import train
 

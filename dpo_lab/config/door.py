@@ -1,9 +1,14 @@
 """What every entry point does: check the command line, run its jobs, exit with a code that a script can use."""
 
+import copy
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.utils import run_job, setup_globals
+from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from dpo_lab.config import cli
@@ -40,6 +45,30 @@ def enter(primary: str, load: Callable[[], Job], sweep: Callable[[], Sweep] | No
         if len(jobs.outcomes) > 1:
             jobs.summary()
     sys.exit(jobs.exit_code() if jobs.outcomes else 0)
+
+
+def run_trial(words: list[str], load: Callable[[], Job]) -> NoReturn:
+    """Run one job of a sweep, in a process of its own, and exit; `words` name its folder with hydra.run.dir.
+
+    What Hydra's main would do, without composing once more what has just been composed to be checked.
+    """
+    jobs = Jobs()
+    try:
+        cfg = cli.read_command(words).cfg
+        assert cfg is not None
+        setup_globals()
+        context = HydraContext(config_loader=None, callbacks=Callbacks(cfg))  # type: ignore[arg-type] # for launchers
+        done = run_job(
+            lambda cfg: jobs.run(cfg, load),
+            copy.deepcopy(cfg),
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=context,
+        )
+        _ = done.return_value  # or its exception
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(jobs.exit_code() if jobs.outcomes else 1)
 
 
 def _hydras(command: cli.Command) -> bool:

@@ -2,7 +2,7 @@
 
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,13 +32,32 @@ def make_lean(policy: nn.Module, compute: torch.dtype | None = None) -> Counter[
         How many modules of each kind are lean.
     """
     done: Counter[str] = Counter()
+    alike: dict[Hashable, bool] = {}  # layers that are built alike are tried once
     for module in policy.modules():
         kind, forward = _lean_form(module)
-        if forward is None or not _alike(module, forward, compute):
+        if forward is None:
+            continue
+        built = _built(module)
+        if built not in alike:
+            with quiet_loading():
+                alike[built] = _alike(module, forward, compute)
+        if not alike[built]:
             continue
         module.forward = types.MethodType(forward, module)
         done[kind] += 1
     return done
+
+
+def _built(module: nn.Module) -> Hashable:
+    """What a module is but for the numbers in its tensors."""
+    tensors = [(name, t.dtype, t.requires_grad, t.device) for name, t in module.named_parameters()]
+    plain = [
+        (name, key, repr({k: v for k, v in value.items() if k != "target_name"} if isinstance(value, dict) else value))
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, bool | int | float | str | dict) and not key.startswith("_")
+    ]
+    return type(module), repr(module), tuple(tensors), tuple(plain)
 
 
 def _lean_form(module: Any) -> tuple[str, Any]:
@@ -75,7 +94,7 @@ def _alike(module: Any, forward: Any, compute: torch.dtype | None) -> bool:
         return False
     generator, kind = torch.Generator().manual_seed(0), parameter.device.type
     x = torch.randn(1, 3, size, generator=generator).to(parameter.device, parameter.dtype)
-    with quiet_loading(), torch.autocast(kind, dtype=compute, enabled=compute is not None), _moved(module):
+    with torch.autocast(kind, dtype=compute, enabled=compute is not None), _moved(module):
         try:
             own = type(module).forward(module, x)
         except (TypeError, RuntimeError, ValueError):  # it takes something else

@@ -31,7 +31,7 @@ def run(order: Order) -> None:
 
         torch.set_num_threads(order.threads)
     sys.argv = ["dpo_lab", *order.words]
-    importlib.import_module("dpo_lab.__main__").main()
+    importlib.import_module("dpo_lab.__main__").trial(list(order.words))
 
 
 def _end_with(master: BaseProcess) -> None:
