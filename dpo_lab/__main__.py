@@ -22,7 +22,7 @@ def _train() -> Job:
 
 
 def _sweep() -> Sweep:
-    from dpo_lab.sweep.master import sweep
+    from dpo_lab.sweep.multirun import sweep
 
     return sweep
 

@@ -1,4 +1,4 @@
-"""--multirun: the trials of a sweep, from the table of what is there to the report."""
+"""The trials of a sweep, from the table of what is there to the report."""
 
 import logging
 import os
@@ -13,62 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from omegaconf import DictConfig, OmegaConf
-
 from dpo_lab.config.cli import Command
-from dpo_lab.config.paths import expand
-from dpo_lab.config.resolvers import plain
 from dpo_lab.config.schema import Config
-from dpo_lab.config.sweeps import default_name
-from dpo_lab.runtime.errors import ConfigError, LabError, OutputError
+from dpo_lab.runtime.errors import OutputError
 from dpo_lab.runtime.facts import git_commit
-from dpo_lab.runtime.files import file_lock, read_json, short, write_json
+from dpo_lab.runtime.files import read_json, write_json
 from dpo_lab.sweep import launch
-from dpo_lab.sweep.book import LOCK, Book, in_common
+from dpo_lab.sweep.book import Book, in_common
+from dpo_lab.sweep.death import mark_dead
 from dpo_lab.sweep.plan import Plan
 from dpo_lab.sweep.points import Asked, Points, trial_words
 from dpo_lab.sweep.pool import Ended, Order
 from dpo_lab.sweep.prune import History, Pruner
 from dpo_lab.sweep.screen import Screen, first_line
-from dpo_lab.sweep.state import ENDED, State
+from dpo_lab.sweep.state import ENDED, State, is_to_run
 from dpo_lab.sweep.trial import FILE, Live
 
 log = logging.getLogger(__name__)
 TICK = 0.1  # seconds between looks at the processes
 BETWEEN = 1.0  # seconds between looks at what the trials write
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def sweep(command: Command) -> int:
-    """Run what a multirun asks for, as far as it is not there yet.
-
-    Returns:
-        The exit code. 0: all trials are done or pruned; 1: some failed; 2: nothing was started; 128 + n: signal n came.
-    """
-    assert command.cfg is not None
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    try:
-        folder, name, config = _place(command, command.cfg)
-        Book.open(folder, name)  # before anything is written there
-        with file_lock(folder / LOCK, wait=False) as alone:
-            if not alone:
-                raise OutputError(
-                    f"Another process is running the sweep in {short(folder)} (its pid is in {LOCK}). Wait for it, or stop "
-                    "it: what its trials have done is kept, and this command goes on from there."
-                )
-            return Master(command, config, folder, name).go()
-    except LabError as e:
-        sys.stderr.write(f"Error: {e}\n")
-        return 2 if isinstance(e, ConfigError) else 1
-
-
-def _place(command: Command, cfg: DictConfig) -> tuple[Path, str, Config]:
-    """The sweep's folder and name, and the configuration of its first trial."""
-    given = cfg.sweep.name or (Path(str(cfg.sweep.dir)).name if cfg.sweep.dir else None)
-    name = str(given or default_name(command.given))
-    OmegaConf.update(cfg, "sweep.name", name)
-    folder = expand(str(cfg.sweep.dir)) if cfg.sweep.dir else expand(str(OmegaConf.select(cfg, "hydra.sweep.dir")))
-    return folder.absolute(), name, Config.model_validate(plain(cfg))
 
 
 class Master:
@@ -145,11 +109,7 @@ class Master:
 
     def _runs(self, live: Live) -> bool:
         """Whether a trial is to be started, from its state."""
-        if live.state.name == "failed":
-            retry = self.config.sweep.retry
-            again = retry == "failed" and live.state.kind != "guard"  # its numbers would collapse again
-            return again or self.config.overwrite or (retry == "oom" and live.state.kind in ("oom", "killed"))
-        return live.state.name in ("new", "interrupted") or self.config.overwrite
+        return self.config.overwrite or is_to_run(live.state, self.config.sweep.retry)
 
     def _becomes(self, live: Live) -> str:
         """What becomes of a trial that is not new, for the table."""
@@ -232,7 +192,8 @@ class Master:
         obeyed = live.state.name == "interrupted" and ended.code == 0  # control.json
         try:
             if live.state.name not in ENDED and not (asked_to_end or obeyed):
-                self._mark_dead(live, ended)
+                mark_dead(live.folder, ended)
+                live.look()
             live.write(ended.code)
         except OutputError as e:
             self.halt = self.halt or str(e)
@@ -243,18 +204,6 @@ class Master:
             elif self.config.sweep.on_failure == "stop" and not self.halt:
                 self.halt = "A trial failed, and sweep.on_failure=stop"
                 self._tell(signal.SIGTERM)
-
-    def _mark_dead(self, live: Live, ended: Ended) -> None:
-        """status.json of a run that could not write it itself."""
-        kind, reason = "error", ended.reason or f"it ended with exit code {ended.code}: {_last_words(live.folder)}"
-        if ended.code == 128 + signal.SIGKILL:
-            kind = "killed"
-            reason = ended.reason or "killed by the system (signal 9), most likely because the memory was full"
-        elif ended.code > 128:
-            reason = ended.reason or f"ended by signal {ended.code - 128} ({_signal_name(ended.code - 128)})"
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(live.folder / "status.json", {"status": "failed", "reason": reason, "time": now, "kind": kind})
-        live.look()
 
     def _watch(self) -> None:
         """Read what the trials have written, and act on it."""
@@ -323,19 +272,3 @@ class Master:
             return 128 + self.received
         names = {live.state.name for live in self.trials.values()}
         return int(bool(self.halt) or not names.isdisjoint({"failed", "interrupted"}))
-
-
-def _last_words(folder: Path) -> str:
-    """The last line that a trial wrote."""
-    try:
-        lines = (folder / "console.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1] if lines else "it said nothing"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"

@@ -41,6 +41,19 @@ def state_of(folder: Path) -> State:
     return State("interrupted", reason)
 
 
+def is_to_run(state: State, retry: str) -> bool:
+    """Whether a sweep starts a trial that it finds in this state.
+
+    Args:
+        state: of the trial.
+        retry: failed: again what failed, but for what a guard stopped, whose numbers would collapse again; oom: what ran
+            out of memory; none: nothing.
+    """
+    if state.name == "failed":
+        return (retry == "failed" and state.kind != "guard") or (retry == "oom" and state.kind in ("oom", "killed"))
+    return state.name in ("new", "interrupted")
+
+
 def number(value: Any) -> float:
     """A metric as metrics.jsonl has it: NaN and infinities are strings there."""
     try:

@@ -10,7 +10,7 @@ from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.files import file_lock, write_json
 from dpo_lab.sweep.book import Book, in_common
 from dpo_lab.sweep.points import Points, trial_words
-from dpo_lab.sweep.state import state_of
+from dpo_lab.sweep.state import State, is_to_run, state_of
 from dpo_lab.sweep.tail import Tail
 
 
@@ -36,6 +36,26 @@ def test_the_state_of_a_folder(tmp_path: Path) -> None:
         assert state_of(tmp_path).name == "running"
     (tmp_path / "status.json").write_text('{"status": "do')
     assert state_of(tmp_path).name == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("state", "retried"),
+    [
+        (State("new"), ("failed", "oom", "none")),
+        (State("interrupted"), ("failed", "oom", "none")),
+        (State("done"), ()),
+        (State("pruned"), ()),
+        (State("running"), ()),
+        (State("failed", kind="error"), ("failed",)),
+        (State("failed", kind="disk"), ("failed",)),
+        (State("failed", kind="oom"), ("failed", "oom")),
+        (State("failed", kind="killed"), ("failed", "oom")),
+        (State("failed", kind="guard"), ()),
+    ],
+    ids=lambda value: f"{value.name} {value.kind}".strip() if isinstance(value, State) else "",
+)
+def test_what_a_sweep_starts_again(state: State, retried: tuple[str, ...]) -> None:
+    assert tuple(retry for retry in ("failed", "oom", "none") if is_to_run(state, retry)) == retried
 
 
 def test_metrics_are_read_as_they_grow_and_anew_where_the_file_was_replaced(tmp_path: Path) -> None:

@@ -25,21 +25,19 @@ def test_a_random_search_goes_on_where_it_ended(lab: Lab) -> None:
 
 def test_a_search_by_optuna_is_rebuilt_from_the_run_folders(lab: Lab) -> None:
     pytest.importorskip("optuna")
-    words = ("sweeper=optuna", "sweeper.trials=4", "sweeper.objective=[margin]", SPACE)
+    words = ("sweeper=optuna", "sweeper.trials=3", "sweeper.objective=[margin]", SPACE)
     child = start(lab, *words)
-    until(lambda: sum(f.done for f in trials(lab).values()) >= 2, child)
+    until(lambda: any(f.done for f in trials(lab).values()), child)
     child.kill(signal.SIGKILL)
     child.wait()
     done = {axes for axes, f in trials(lab).items() if f.done}
     text = call(lab, *words)
     assert f"{len(done)} done" in text
     found = trials(lab)
-    assert len(found) == 4
+    assert len(found) == 3
     assert done <= found.keys()
     assert all(f.done for f in found.values())
-    assert sorted(read_json(f.path / "trial.json")["number"] for f in found.values()) == [0, 1, 2, 3]
-    assert "4 done" in call(lab, *words)
-    assert len(trials(lab)) == 4
+    assert sorted(read_json(f.path / "trial.json")["number"] for f in found.values()) == [0, 1, 2]
 
 
 def test_pruning_saves_half_of_a_grid_with_bad_settings_and_keeps_the_winner(lab: Lab) -> None:
@@ -63,8 +61,6 @@ def test_pruning_saves_half_of_a_grid_with_bad_settings_and_keeps_the_winner(lab
     assert text.count("was pruned: control.json: held-out log-ratio margin") == 3
     winner = (lab.output / "sweeps" / "s" / "winner").resolve().parent
     assert winner.name == found[1e-2,].path.name
-    again = call(lab, *words, *prune)
-    assert "1 done, 3 pruned" in again.replace(", skipped", "")
 
 
 def test_submitit_runs_a_sweep_without_slurm(lab: Lab) -> None:
