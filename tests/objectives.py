@@ -8,9 +8,9 @@ from composing import composed
 
 from dpo_lab.config.paths import CONF_DIR
 from dpo_lab.config.schema import Config
+from dpo_lab.inference.setup import build_objective
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.objective import Objective, PairLogps
-from dpo_lab.training.setup import build_objective
 
 LOSSES = sorted(file.stem for file in (CONF_DIR / "loss").glob("*.yaml"))
 

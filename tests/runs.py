@@ -43,7 +43,7 @@ BASE = (
 HEAVY = (
     *("hydra.main", "hydra.compose", "hydra.core.utils", "logging.config", "transformers.optimization"),
     *("lightning", "peft", "transformers.generation", "transformers.models.llama.modeling_llama", "accelerate"),
-    *("dpo_lab.training.setup", "dpo_lab.training.module", "dpo_lab.training.callbacks", "dpo_lab.data.module"),
+    *("dpo_lab.inference.setup", "dpo_lab.training.module", "dpo_lab.training.callbacks", "dpo_lab.data.module"),
     *(
         "dpo_lab.training.align",
         "dpo_lab.training.plan",

@@ -105,7 +105,7 @@ def _connect(address: str | None, cpus: int) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or trials without num_gpus would see no GPU
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise LabError(
             'launcher=ray needs the ray package, which is not installed. Install it with pip install "dpo_lab[ray]", '

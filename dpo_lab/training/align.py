@@ -11,6 +11,7 @@ import torch
 from dpo_lab.data.collate import collate, microbatches
 from dpo_lab.data.prepare import Split
 from dpo_lab.inference.scoring import Scorer, Scores
+from dpo_lab.inference.setup import build_objective
 from dpo_lab.models.save import model_card, save_final
 from dpo_lab.preference.layout import Layout
 from dpo_lab.preference.objective import Objective
@@ -26,7 +27,6 @@ from dpo_lab.training.ranks import LostTouch, Ranks
 from dpo_lab.training.reference_pass import check_agreement, fill_reference
 from dpo_lab.training.report import say_how_to_go_on, show_footer, show_header
 from dpo_lab.training.samples import policy_answers, reference_answers, sample_prompts
-from dpo_lab.training.setup import build_objective
 from dpo_lab.training.trackers import MetricsFile, Tracker, open_tracker
 
 if TYPE_CHECKING:

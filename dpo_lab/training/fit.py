@@ -8,6 +8,7 @@ import torch
 
 from dpo_lab.config.schema import Config
 from dpo_lab.data.module import PreferenceData, Steps
+from dpo_lab.inference.setup import build_objective
 from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.runtime.errors import NoRoom
 from dpo_lab.runtime.files import write_json
@@ -16,7 +17,6 @@ from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.module import PreferenceModule
 from dpo_lab.training.parts import Parts
 from dpo_lab.training.ranks import Ranks
-from dpo_lab.training.setup import build_objective
 
 log = logging.getLogger(__name__)
 # Processes that lay out the steps to come on a GPU. On a CPU none: laying out takes a few thousandths of a step, and the

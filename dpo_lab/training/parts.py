@@ -18,6 +18,10 @@ from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
 from dpo_lab.data.templates import Template, load_template
 from dpo_lab.data.tokenize import warn_of_names
+from dpo_lab.inference import references, setup
+from dpo_lab.inference.passes import Passes, choose_passes
+from dpo_lab.inference.references import Source
+from dpo_lab.inference.start import Start, check_rope, find_reference, find_start
 from dpo_lab.models.load import model_config, rope_facts
 from dpo_lab.models.lora import parameter_counts
 from dpo_lab.models.precision import Precision, resolve_precision
@@ -30,13 +34,9 @@ from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.facts import device_facts, git_commit, versions
 from dpo_lab.runtime.files import write_json
 from dpo_lab.runtime.terminal import Terminal
-from dpo_lab.training import references, setup
 from dpo_lab.training.folder import RunFolder
 from dpo_lab.training.interrupt import Interrupt
-from dpo_lab.training.passes import Passes, choose_passes
 from dpo_lab.training.probe import find_microbatch
-from dpo_lab.training.references import Source
-from dpo_lab.training.start import Start, check_rope, find_reference, find_start
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,9 @@ from dpo_lab.data.module import count_steps
 from dpo_lab.data.prepare import Prepared, Split, prepare
 from dpo_lab.data.templates import load_template
 from dpo_lab.data.tokens import Examples
+from dpo_lab.inference import setup
+from dpo_lab.inference.references import reference_mode
+from dpo_lab.inference.start import find_start
 from dpo_lab.models.lora import new_adapter, parameter_counts
 from dpo_lab.models.memory import peak_bytes
 from dpo_lab.models.precision import Precision, resolve_precision
@@ -20,9 +23,6 @@ from dpo_lab.preference.forward import causal_lm
 from dpo_lab.preference.sharing import obstacle
 from dpo_lab.runtime.facts import device_facts
 from dpo_lab.runtime.terminal import Terminal, duration
-from dpo_lab.training import setup
-from dpo_lab.training.references import reference_mode
-from dpo_lab.training.start import find_start
 
 # Share of the measured matmul rate that training reaches on this code path (see benchmarks/results/default_run.json).
 EFFICIENCY = 0.6

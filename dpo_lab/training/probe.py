@@ -12,12 +12,12 @@ from dpo_lab.config.schema import Config
 from dpo_lab.data.collate import count, microbatches
 from dpo_lab.data.tokens import Examples
 from dpo_lab.data.types import Example
+from dpo_lab.inference.setup import microbatch_tokens
 from dpo_lab.models.memory import MOST_TOKENS, NO_ROOM
 from dpo_lab.models.precision import Precision
 from dpo_lab.preference.forward import Forward
 from dpo_lab.preference.layout import Layout
 from dpo_lab.runtime.errors import NoRoom
-from dpo_lab.training.setup import microbatch_tokens
 
 log = logging.getLogger(__name__)
 SMALL = 3  # pairs of the larger of the two tries

@@ -8,13 +8,13 @@ import torch
 from dpo_lab.data.collate import microbatches
 from dpo_lab.data.module import step_pairs
 from dpo_lab.data.types import Example
+from dpo_lab.inference.setup import reference_tokens
 from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.preference.reference import fill_cache
 from dpo_lab.runtime.errors import Guarded, LabError, NoRoom
 from dpo_lab.runtime.files import write_json
 from dpo_lab.training.parts import Parts, RunContext
-from dpo_lab.training.setup import reference_tokens
 
 log = logging.getLogger(__name__)
 BLOCK = 4096  # pairs that are in memory at a time

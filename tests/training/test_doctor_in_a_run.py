@@ -39,7 +39,7 @@ def test_a_finding_that_does_not_pass_ends_the_run_before_the_model_loads(
     def never(*_: object) -> None:
         raise AssertionError("the model must not load")
 
-    monkeypatch.setattr("dpo_lab.training.setup.load_policy", never)
+    monkeypatch.setattr("dpo_lab.inference.setup.load_policy", never)
     with pytest.raises(Unfit, match=r"doctor\.fail_on=warning stops here\. First: .* pairs"):
         lab.train(*SHORT, "doctor.fail_on=warning")
     [folder] = (lab.output / "runs").iterdir()

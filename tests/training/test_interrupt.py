@@ -61,7 +61,7 @@ def test_ctrl_c_in_the_reference_pass_keeps_what_was_computed(lab: Lab, straight
 
 
 def test_a_signal_before_the_first_step_ends_the_run(lab: Lab) -> None:
-    child = lab.call(first=at("dpo_lab.training.setup:load_policy", send(signal.SIGTERM)))
+    child = lab.call(first=at("dpo_lab.inference.setup:load_policy", send(signal.SIGTERM)))
     assert child.code == 143, child.text
     assert status(lab.folder())["status"] == "stopped"
     assert not lab.folder().checkpoints.exists()

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from tiny import FP32, load_tiny, tiny_policy, write_tiny_model
 from torch import Tensor
 
+from dpo_lab.inference.passes import choose_passes
 from dpo_lab.preference.forward import Forward
 from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.files import read_json, read_jsonl
 from dpo_lab.training.folder import RunFolder
-from dpo_lab.training.passes import choose_passes
 
 PLAIN = ("trainer.forward=padded", "trainer.lean=false")
 # Adam divides a gradient by its own size, so that rounding shows in what is updated; the learning rate is 1e-2.

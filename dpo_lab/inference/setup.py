@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config
+from dpo_lab.inference.start import Start
 from dpo_lab.models.adapter_init import FROM_BASE
 from dpo_lab.models.load import load_model
 from dpo_lab.models.lora import continued_adapter, new_adapter
@@ -15,7 +16,6 @@ from dpo_lab.preference.modifiers import Modifiers
 from dpo_lab.preference.objective import Objective
 from dpo_lab.runtime.build import named
 from dpo_lab.runtime.errors import ConfigError
-from dpo_lab.training.start import Start
 
 
 def choose_device(accelerator: str, rank: int = 0) -> tuple[str, torch.device]:

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from dpo_lab.config.schema import Config, Quant
+from dpo_lab.inference.passes import choose_passes
+from dpo_lab.inference.setup import build_objective
+from dpo_lab.inference.start import Start
 from dpo_lab.models.load import load_model, rope_facts
 from dpo_lab.models.lora import attached_adapter
 from dpo_lab.models.precision import Precision
@@ -28,9 +31,6 @@ from dpo_lab.preference.reference import (
 )
 from dpo_lab.runtime.errors import ModelError
 from dpo_lab.runtime.files import digest
-from dpo_lab.training.passes import choose_passes
-from dpo_lab.training.setup import build_objective
-from dpo_lab.training.start import Start
 
 CACHE_VERSION = "1"
 NAMES = {"float32": "32", "float64": "64", "bfloat16": "bf16", "float16": "fp16"}
