@@ -17,7 +17,11 @@ from dpo_lab.runtime.files import digest, fingerprint
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
     "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "preview")
-    + ("bench", "output", "profile", "launcher", "sweeper", "study", "prune"),
+    + ("bench", "output", "profile", "launcher", "sweeper", "study", "prune")
+    # of the doors after training, where a result's own configuration counts
+    + ("run", "adapter", "force", "evaluate", "judge", "harness", "chat", "prompt", "prompt_file", "format", "export")
+    + ("serve",),
+    "generation": ("temperature", "top_p", "top_k", "repetition_penalty"),  # a run's samples are greedy
     "data": ("workers",),
     "reference": ("device",),
     "trainer": ("accelerator", "devices", "forward", "lean", "microbatch_tokens", "compile", "log_every")
@@ -50,6 +54,8 @@ def decisive(tree: dict[str, Any]) -> dict[str, Any]:
         kept["model"] = {**model, "name": name, "names": {}}
     if kept["template"]["path"] is not None:
         kept["template"] = {**kept["template"], "path": _content(kept["template"]["path"], memo)}
+    if kept["prompts"].get("system") is None:
+        kept["prompts"] = {k: v for k, v in kept["prompts"].items() if k != "system"}
     kept["data"] = {**data, "eval_path": _pairs(data["eval_path"], memo)}
     if data["path"] is not None:
         paths = [data["path"]] if isinstance(data["path"], str) else data["path"]

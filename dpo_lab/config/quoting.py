@@ -11,7 +11,7 @@ from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS
 
 _OUTPUTS = ("output_dir", "cache_dir", "sweep.dir")  # never swept
 _FREE = ("data.columns", "data.tags")  # mappings whose keys are not in conf/
-_LISTS = ("lora.target_modules", "data.path", "data.name", "data.eval_name")  # a text or a list
+_LISTS = ("lora.target_modules", "data.path", "data.name", "data.eval_name", "run", "adapter")  # a text or a list
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 

@@ -268,6 +268,10 @@ class Generation(Group):
     """conf/generation: how answers are sampled."""
 
     max_new_tokens: Positive
+    temperature: NotNegative = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    repetition_penalty: PositiveReal = 1.0
 
 
 class Prompts(Group):
@@ -275,6 +279,7 @@ class Prompts(Group):
 
     count: Count
     own: list[str]
+    system: str | None = None
 
 
 class Doctor(Group):
@@ -305,6 +310,56 @@ class Bench(Group):
     warmup: Count
     profiled: Count
     peak_tflops: PositiveReal | None
+
+
+class Evaluate(Group):
+    """What `python -m dpo_lab.evaluate` does."""
+
+    task: Literal["score", "predict", "duel", "harness"]
+    split: Literal["heldout", "train", "all"]
+    max_prompts: Positive | None
+    batch_size: Positive
+    resamples: Positive
+
+
+class Judge(Group):
+    """An OpenAI-compatible endpoint that says which of two answers is better."""
+
+    base_url: Text | None
+    model: Text | None
+    api_key_env: Text
+    timeout: PositiveReal
+    retries: Count
+    concurrency: Positive
+
+
+class Chat(Group):
+    """What `python -m dpo_lab.chat` begins with."""
+
+    system: str | None
+    only: Text | None
+    load: Text | None
+    json_only: bool
+
+
+class Export(Group):
+    """What `python -m dpo_lab.export` writes beside the weights."""
+
+    dtype: Literal["float16", "bfloat16", "float32"]
+    shard_size: Text
+    gguf_type: Literal["f16", "bf16", "f32", "q8_0"]
+    check_pairs: Positive
+    tolerance: PositiveReal | None
+    push_to_hub: Text | None
+    private: bool
+
+
+class Serve(Group):
+    """Where `python -m dpo_lab.serve` listens."""
+
+    host: Text
+    port: Annotated[int, Field(ge=0, le=65535, strict=True)]
+    api_key_env: Text
 
 
 class Sweep(Group):
@@ -384,6 +439,28 @@ class Config(Group):
     bench: Bench | None = None  # of `python -m dpo_lab.bench` alone, as are the next two
     output: Text | None = None
     profile: bool = False
+    run: Text | list[Text] | None = None  # of the doors after training, from here on
+    adapter: Text | list[Text] | None = None
+    force: bool = False
+    evaluate: Evaluate | None = None
+    judge: Judge | None = None
+    harness: list[Text] | None = None
+    chat: Chat | None = None
+    prompt: str | None = None
+    prompt_file: Text | None = None
+    format: Literal["adapter", "merged", "gguf"] | None = None
+    export: Export | None = None
+    serve: Serve | None = None
+
+    @property
+    def runs(self) -> list[str]:
+        """The folders of `run`."""
+        return _listed(self.run)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The folders of `adapter`."""
+        return _listed(self.adapter)
 
 
 # Input paths: their content, not their name, is part of a run's identity; the shell may give them unquoted.
@@ -398,10 +475,15 @@ PATH_KEYS = (
     "output_dir",
     "cache_dir",
     "sweep.dir",
+    "run",
+    "adapter",
+    "prompt_file",
+    "chat.load",
 )
 TEXT_KEYS = (
     *("model.name", "lora.target_modules", "data.hub.name", "data.name", "data.eval_name"),
     *("logger.project", "logger.group", "sweep.name", "output", "launcher.address"),
+    *("prompt", "chat.system", "prompts.system", "judge.base_url", "judge.model", "serve.host", "export.push_to_hub"),
 )
 
 

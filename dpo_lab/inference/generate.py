@@ -1,16 +1,171 @@
-"""Answers to prompts, in batches."""
+"""Answers to prompts, in batches, of one model or of several that share a base."""
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dpo_lab.config.schema import Generation
 from dpo_lab.data.templates import Template
+from dpo_lab.inference.sampler import Drawn, Sampling
+from dpo_lab.inference.stage import Stage
+from dpo_lab.models.precision import Precision
 from dpo_lab.models.quiet import quiet_loading
 from dpo_lab.preference.forward import causal_lm
 
+OnText = Callable[[int, str], None]  # (place in the batch, text that came on)
+GREEDY = Generation(max_new_tokens=1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and who is to answer it."""
+
+    name: str  # of the stage
+    ids: list[int]  # with the generation prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came."""
+
+    text: str
+    ids: list[int]  # without what ends it
+    ended: bool  # by itself; else it was cut at max_new_tokens, or stopped
+
+    @property
+    def tokens(self) -> int:
+        """How many were generated, its end included."""
+        return len(self.ids) + self.ended
+
+
+def answers(
+    stage: Stage,
+    asked: Sequence[Asked],
+    sampling: Sampling,
+    *,
+    on_text: OnText | None = None,
+    stop: Event | None = None,
+) -> list[Answer]:
+    """The answers, one batch for all that can be computed together.
+
+    Rows of one base with several adapters, or with one and without, go through the base together. A sampled answer is a
+    function of seed, prompt and model: neither batch mates nor their number change more than the last bits.
+
+    Args:
+        stage: who is loaded.
+        asked: prompts that fit the model's context together with the answer; see `context.fit`.
+        sampling: how tokens are chosen.
+        on_text: called with each piece of text as it comes, from the thread of the caller.
+        stop: set by another thread or a signal, it ends the answers where they are.
+    """
+    found: list[Answer | None] = [None] * len(asked)
+    for group in _groups(stage, [a.name for a in asked]):
+        rows = [asked[place] for place in group]
+        names = [row.name for row in rows]
+        with ExitStack() as opened:
+            if len(set(names)) == 1:
+                model, more = opened.enter_context(stage.speaking(names[0])), {}
+            else:
+                model, more = stage.model, {"adapter_names": [stage.adapter_of(n) or "__base__" for n in names]}
+            told = _placed(on_text, group)
+            made = generate(
+                model, [r.ids for r in rows], stage.template, sampling, stage.precision, on_text=told, stop=stop, **more
+            )
+        for place, answer in zip(group, made, strict=True):
+            found[place] = answer
+    return [a for a in found if a is not None]
+
+
+def _placed(on_text: OnText | None, group: list[int]) -> OnText | None:
+    return None if on_text is None else lambda row, text: on_text(group[row], text)
+
+
+def _groups(stage: Stage, names: Sequence[str]) -> list[list[int]]:
+    """Places that go through a model in one call."""
+    together = mixes(stage.model)
+    groups: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        alone = name in stage.wholes or not together
+        groups.setdefault(name if alone else "", []).append(place)
+    return list(groups.values())
+
+
+def mixes(model: Any) -> bool:
+    """Whether PEFT computes rows with different adapters of a model in one batch: plain LoRA on linear layers alone."""
+    configs = getattr(model, "peft_config", {}).values()
+    return all(not (c.use_dora or c.modules_to_save or getattr(c, "trainable_token_indices", None)) for c in configs)
+
 
 @torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    template: Template,
+    sampling: Sampling,
+    precision: Precision,
+    *,
+    on_text: OnText | None = None,
+    stop: Event | None = None,
+    **more: Any,
+) -> list[Answer]:
+    """Continuations of prompts, one batch for all; `more` goes to the model's own `generate`.
+
+    Args:
+        model: a PEFT or transformers model in eval mode.
+        prompts: token ids with the generation prompt.
+        template: says what ends an answer.
+        sampling: how tokens are chosen.
+        precision: dtypes.
+        on_text: called with (row, text) as text comes.
+        stop: once set, the answers end where they are.
+        more: arguments of `generate`, such as `adapter_names`.
+    """
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    tokenizer, lm = template.tokenizer, causal_lm(model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else template.end_of_turn[-1]
+    width = max(len(p) for p in prompts)
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=lm.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
+    ends = {template.end_of_turn[-1]} | ({tokenizer.eos_token_id} - {None})
+    speaker = None if on_text is None else _Speaker(tokenizer, len(prompts), ends, on_text)
+    drawn = [] if sampling.greedy else [Drawn(sampling, [list(p) for p in prompts])]
+    if sampling.repetition_penalty != 1.0:
+        more["repetition_penalty"] = sampling.repetition_penalty
+    autocast = precision.autocast
+    with quiet_loading(), torch.autocast(lm.device.type, dtype=autocast, enabled=autocast is not None):
+        out = (model if "adapter_names" in more else lm).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+            use_cache=True,
+            streamer=speaker,
+            logits_processor=LogitsProcessorList(drawn),
+            stopping_criteria=StoppingCriteriaList([] if stop is None else [_Stop(stop)]),
+            **more,
+        )
+    if speaker is not None:
+        speaker.flush()
+    return [_answer(row, ends, tokenizer) for row in out[:, width:].tolist()]
+
+
+def _answer(row: list[int], ends: set[int], tokenizer: Any) -> Answer:
+    place = next((i for i, token in enumerate(row) if token in ends), None)
+    ids = row if place is None else row[:place]
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, place is not None)
+
+
 def greedy_answers(
     model: nn.Module, prompts: list[list[int]], template: Template, *, max_new_tokens: int, precision: Any
 ) -> list[str]:
@@ -23,24 +178,61 @@ def greedy_answers(
         max_new_tokens: where an answer is cut if it does not end before.
         precision: dtypes of the run.
     """
-    tokenizer, lm = template.tokenizer, causal_lm(model)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else template.end_of_turn[-1]
-    width = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=lm.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
-    stops = {template.end_of_turn[-1]} | ({tokenizer.eos_token_id} - {None})
-    autocast = precision.autocast
-    with quiet_loading(), torch.autocast(lm.device.type, dtype=autocast, enabled=autocast is not None):
-        out = lm.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=sorted(stops),
-            pad_token_id=pad,
-            use_cache=True,
-        )
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in out[:, width:]]
+    sampling = Sampling.of(GREEDY.model_copy(update={"max_new_tokens": max_new_tokens}), seed=0)
+    return [a.text for a in generate(model, prompts, template, sampling, precision)]
+
+
+class _Stop:
+    """Ends every row once an event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+class _Speaker:
+    """Hands on each row's text as it comes, whole characters only."""
+
+    def __init__(self, tokenizer: Any, rows: int, ends: set[int], on_text: OnText) -> None:
+        self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
+        self.begun = False
+        self.over = [False] * rows
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.said = [""] * rows
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token of each row; what comes first is the prompts."""
+        if not self.begun:
+            self.begun = True
+            return
+        for row, token in enumerate(value.flatten().tolist()):
+            if self.over[row]:
+                continue
+            if token in self.ends:
+                self.over[row] = True
+                self._say(row, last=True)
+                continue
+            self.ids[row].append(token)
+            self._say(row, last=False)
+
+    def end(self) -> None:
+        """Called by transformers when all rows are over."""
+
+    def flush(self) -> None:
+        """Say what was held back of answers that were cut."""
+        for row, over in enumerate(self.over):
+            if not over:
+                self._say(row, last=True)
+
+    def _say(self, row: int, *, last: bool) -> None:
+        text = self.tokenizer.decode(self.ids[row], skip_special_tokens=True)
+        if not last and text.endswith("\ufffd"):  # a character of several tokens
+            return
+        text = text.lstrip() if not last else text.strip()
+        if not last:
+            text = text.rstrip()  # whitespace waits for what comes after it: an answer ends without
+        if text.startswith(self.said[row]) and len(text) > len(self.said[row]):
+            self.on_text(row, text[len(self.said[row]) :])
+            self.said[row] = text

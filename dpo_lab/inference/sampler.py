@@ -1,0 +1,76 @@
+"""How the next token is chosen: the most probable one, or one that is drawn."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpo_lab.config.schema import Generation
+from dpo_lab.runtime.files import digest
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What conf/generation comes to, and the seed.
+
+    Attributes:
+        max_new_tokens: where an answer is cut if it does not end before.
+        temperature: of the softmax; 0 takes the most probable token.
+        top_p: the most probable tokens that make up this much are drawn from; 1: all.
+        top_k: so many of the most probable tokens are drawn from; 0: all.
+        repetition_penalty: divides the logits of what was said before (Keskar et al., arXiv:1909.05858); 1: none.
+        seed: of the draws.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, generation: Generation, *, seed: int) -> "Sampling":
+        """From the configuration."""
+        return cls(**generation.model_dump(), seed=seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0.0
+
+
+@dataclass
+class Drawn:
+    """A logits processor after which the largest logit is a draw from the tempered, cut distribution (Gumbel-max).
+
+    Each row has a generator of its own, seeded by `sampling.seed` and its prompt, so that an answer does not depend on
+    the rows beside it, and policy and reference draw alike where they agree.
+    """
+
+    sampling: Sampling
+    prompts: list[list[int]]
+    generators: list[torch.Generator] = field(init=False)
+    warpers: list[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Seed the generators."""
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        s = self.sampling
+        seeds = [int(digest(f"{s.seed} {prompt}"), 16) % 2**63 for prompt in self.prompts]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.warpers = [TemperatureLogitsWarper(s.temperature)]
+        if s.top_k:
+            self.warpers.append(TopKLogitsWarper(s.top_k))
+        if s.top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(s.top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, T), (B, V) -> (B, V)."""
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        noise = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators])
+        gumbel = -torch.log(-torch.log(noise.clamp_(1e-20, 1 - 1e-7)))
+        return scores + gumbel.to(scores)

@@ -1,0 +1,168 @@
+"""One base in memory, and everything that speaks with it: the reference and each result."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import device as Device
+from torch import nn
+
+from dpo_lab.config.brought import REFERENCE, Subject
+from dpo_lab.config.paths import expand
+from dpo_lab.config.schema import Config
+from dpo_lab.data.templates import Template, load_template
+from dpo_lab.inference import setup
+from dpo_lab.inference.passes import Passes, choose_passes
+from dpo_lab.inference.start import Start, find_start
+from dpo_lab.models.load import load_model
+from dpo_lab.models.locate import Located
+from dpo_lab.models.precision import Precision, resolve_precision
+from dpo_lab.models.quiet import quiet_loading, quiet_running
+from dpo_lab.models.tokenizer import load_tokenizer
+from dpo_lab.preference.forward import causal_lm
+from dpo_lab.runtime.errors import ModelError
+from dpo_lab.runtime.files import read_json
+from dpo_lab.runtime.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is loaded, in eval mode, nothing of it trainable.
+
+    Attributes:
+        config: what was asked, with what the results bring along.
+        subjects: the results, in the order in which they were given.
+        start: what the results were trained from: the reference.
+        template: of all of them.
+        precision: dtypes.
+        device: where the weights are.
+        model: the base; a PEFT model where there are adapters.
+        wholes: models that were trained as a whole, by the name of their result.
+        passes: how the models' log-probs are computed.
+    """
+
+    config: Config
+    subjects: tuple[Subject, ...]
+    start: Start
+    template: Template
+    precision: Precision
+    device: Device
+    model: Any
+    wholes: dict[str, Any]
+    passes: Passes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """REFERENCE, then each result's."""
+        return REFERENCE, *(s.name for s in self.subjects)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of a prompt and its answer that the model was made for; None where it does not say."""
+        limit = getattr(causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    def adapter_of(self, name: str) -> str | None:
+        """PEFT's name of the adapter that a name speaks with; None for the bare base.
+
+        Raises:
+            KeyError: a model that was trained as a whole has none, and an unknown name neither.
+        """
+        if name == REFERENCE:
+            return REFERENCE if self.start.adapter is not None else None
+        return f"result{[s.name for s in self.subjects if not s.whole].index(name)}"
+
+    @contextmanager
+    def speaking(self, name: str) -> Iterator[nn.Module]:
+        """The model of a name while the context is open."""
+        if name in self.wholes:
+            yield self.wholes[name]
+            return
+        if name not in self.names:
+            raise KeyError(name)
+        adapter = self.adapter_of(name)
+        if not hasattr(self.model, "peft_config"):
+            yield self.model
+        elif adapter is None:
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            self.model.base_model.set_adapter(adapter, inference_mode=True)
+            yield self.model
+
+
+def load_stage(config: Config, subjects: Sequence[Subject], terminal: Terminal) -> Stage:
+    """The base, once, with every adapter on it.
+
+    Args:
+        config: with what the results bring along; see `config.brought.bring`.
+        subjects: the results; none loads the reference alone.
+        terminal: shows what is loaded.
+
+    Raises:
+        ModelError: an adapter is not of this base.
+        ConfigError: what is asked does not go with the machine or the model.
+    """
+    cache_dir = expand(config.cache_dir)
+    with terminal.working("loading the model") as say:
+        quiet_running()
+        accelerator, device = setup.choose_device(config.trainer.accelerator)
+        precision = resolve_precision(config, accelerator)
+        start = find_start(config, cache_dir, say)
+        for subject in subjects:
+            _check_base(subject, start, cache_dir)
+        template = load_template(load_tokenizer(start.located, config.model), config.template)
+        base = _load(config, start.located, precision, device)
+        model = _with_adapters(base, start, [s for s in subjects if not s.whole])
+        passes = choose_passes(config, model, precision.autocast)
+        wholes = {}
+        for subject in subjects:
+            if subject.whole:
+                wholes[subject.name] = _load(config, Located(subject.result, subject.name), precision, device)
+                choose_passes(config, wholes[subject.name], precision.autocast)
+    return Stage(config, tuple(subjects), start, template, precision, device, model, wholes, passes)
+
+
+def _load(config: Config, located: Located, precision: Precision, device: Device) -> Any:
+    return load_model(located, config.model, config.quant, precision, device, max_length=config.data.max_length)
+
+
+def _with_adapters(base: Any, start: Start, results: Sequence[Subject]) -> Any:
+    """A PEFT model with the start's adapter as REFERENCE and the results' as result0, result1, ...; or the bare base."""
+    folders = {REFERENCE: start.adapter} if start.adapter is not None else {}
+    folders |= {f"result{i}": s.result for i, s in enumerate(results)}
+    model = base
+    for name, folder in folders.items():
+        model = _attach(model, name, folder)
+    return model.eval() if folders else base
+
+
+def _attach(model: Any, name: str, folder: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        with quiet_loading():
+            if not hasattr(model, "peft_config"):
+                return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
+            model.load_adapter(folder, adapter_name=name, is_trainable=False)
+            return model
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
+        made_for = (read_json(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
+        raise ModelError(
+            f"The adapter in {folder} was made for {made_for or 'another model'} and does not fit "
+            f"{causal_lm(model).config.name_or_path}: {str(e).strip().splitlines()[0][:200]}"
+        ) from e
+
+
+def _check_base(subject: Subject, start: Start, cache_dir: Path) -> None:
+    """A result belongs to the base it was trained on; an adapter of elsewhere only says that base's name."""
+    trained_on = (subject.facts.get("model") or {}).get("base")
+    if subject.whole or trained_on is None:
+        return
+    if trained_on != start.located.identity(cache_dir):
+        raise ModelError(
+            f"{subject.path} was trained on {subject.facts['model'].get('name')}, not on {start.located.name} as it is in "
+            f"{start.located.path}. Drop model=, or give the model of the run."
+        )
