@@ -9,7 +9,7 @@ NO_ROOM = (
     "data.max_length, or use quant=4bit."
 )
 CPU_ACTIVATIONS = 3 * 2**30  # bytes of activations that a micro-batch may hold on a CPU
-CPU_TOKENS = 512  # of a micro-batch there, at most: measured, more are no faster and take more memory
+CPU_TOKENS = 384  # of a micro-batch there, at most: measured, more are no faster and take more memory
 GPU_SHARE = 0.5  # of the free memory of a GPU, where it is estimated
 MOST_TOKENS = 32768
 FORWARD = 2  # on a CPU, a micro-batch without gradients is so many times as large
