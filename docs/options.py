@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONF, TARGET = ROOT / "conf", ROOT / "docs" / "options.md"
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w+]+):\s*(?P<value>.*?)\s*(?:#\s*(?P<comment>.*))?$")
+DOORS = ("preview", "bench", "evaluate", "chat", "export", "serve")
 HEAD = """# Every option and key
 
 Written from `conf/` by `make docs`. `GROUP=OPTION` picks a file, `GROUP.KEY=VALUE` changes a value of it.
@@ -80,11 +81,23 @@ def document() -> str:
                 rows.append((f"`{group}.{key}`", f"`{value}`", f"{comment} ({names})"))
         if rows:
             parts.append(table(("key", "value", "what it does"), rows))
-    doors = [(name, (CONF / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("preview", "bench")]
-    for node, file in [("doctor", primary), ("sweep", primary), *doors]:
+    texts = {name: (CONF / f"{name}.yaml").read_text(encoding="utf-8") for name in DOORS}
+    doors = [(name, texts[name]) for name in DOORS]
+    for node, file in [("doctor", primary), ("sweep", primary), *doors, ("judge", texts["evaluate"])]:
         rows = [(f"`{node}.{key}`", f"`{value}`", comment) for key, value, comment in keys(file, node)]
         parts.append(f"## {node}\n\n" + table(("key", "value", "what it does"), rows))
-    rest = [(f"`{key}`", f"`{value}`", comment) for key, value, comment in keys(primary) if "." not in key and comment]
+    rest = [
+        (f"`{key}`", f"`{value}`", comment)
+        for key, value, comment in keys(primary)
+        if "." not in key and comment and value
+    ]
+    alone: dict[tuple[str, str, str], list[str]] = {}  # keys of doors that stand in no node
+    for name, text in doors:
+        for key, value, comment in keys(text):
+            if "." not in key and comment and value:
+                alone.setdefault((key, value, comment), []).append(name)
+    after = [(f"`{k}`", f"`{v}`", f"{comment} ({', '.join(names)})") for (k, v, comment), names in alone.items()]
+    parts.append("## Of the other doors as a whole\n\n" + table(("key", "value", "what it does"), after))
     parts.append("## Of the run as a whole\n\n" + table(("key", "value", "what it does"), rest))
     return "\n\n".join(parts) + "\n"
 

@@ -18,7 +18,9 @@ def commands() -> list[list[str]]:
     """The primary file and the arguments of every `python -m dpo_lab` line, without its comment."""
     whole = re.sub(r"\\\n\s*", "", README)
     lines = re.findall(
-        r"^(?:\S*python) -m dpo_lab(\.preview|\.bench|\.report)?(?: +(?!#)(.*?))?(?:\s+#.*)?$", whole, re.MULTILINE
+        r"^(?:\S*python) -m dpo_lab(\.preview|\.bench|\.report|\.evaluate|\.chat|\.export|\.serve)?(?: +(?!#)(.*?))?(?:\s+#.*)?$",
+        whole,
+        re.MULTILINE,
     )
     return [[door.removeprefix(".") or "train", *shlex.split(line)] for door, line in lines]
 

@@ -21,7 +21,6 @@ _OUTSIDE = {
     # of the doors after training, where a result's own configuration counts
     + ("run", "adapter", "force", "evaluate", "judge", "harness", "chat", "prompt", "prompt_file", "format", "export")
     + ("serve",),
-    "generation": ("temperature", "top_p", "top_k", "repetition_penalty"),  # a run's samples are greedy
     "data": ("workers",),
     "reference": ("device",),
     "trainer": ("accelerator", "devices", "forward", "lean", "microbatch_tokens", "compile", "log_every")
@@ -54,8 +53,14 @@ def decisive(tree: dict[str, Any]) -> dict[str, Any]:
         kept["model"] = {**model, "name": name, "names": {}}
     if kept["template"]["path"] is not None:
         kept["template"] = {**kept["template"], "path": _content(kept["template"]["path"], memo)}
+    # Keys that are younger than others, at the values that do nothing, leave ids as they were.
     if kept["prompts"].get("system") is None:
         kept["prompts"] = {k: v for k, v in kept["prompts"].items() if k != "system"}
+    if not kept["generation"].get("temperature"):
+        drawn = ("temperature", "top_p", "top_k") + (
+            ("repetition_penalty",) if kept["generation"].get("repetition_penalty", 1.0) == 1.0 else ()
+        )
+        kept["generation"] = {k: v for k, v in kept["generation"].items() if k not in drawn}
     kept["data"] = {**data, "eval_path": _pairs(data["eval_path"], memo)}
     if data["path"] is not None:
         paths = [data["path"]] if isinstance(data["path"], str) else data["path"]

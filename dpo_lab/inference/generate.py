@@ -7,9 +7,8 @@ from threading import Event
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dpo_lab.config.schema import Generation
 from dpo_lab.data.templates import Template
 from dpo_lab.inference.sampler import Drawn, Sampling
 from dpo_lab.inference.stage import Stage
@@ -18,7 +17,6 @@ from dpo_lab.models.quiet import quiet_loading
 from dpo_lab.preference.forward import causal_lm
 
 OnText = Callable[[int, str], None]  # (place in the batch, text that came on)
-GREEDY = Generation(max_new_tokens=1)
 
 
 @dataclass(frozen=True)
@@ -164,22 +162,6 @@ def _answer(row: list[int], ends: set[int], tokenizer: Any) -> Answer:
     place = next((i for i, token in enumerate(row) if token in ends), None)
     ids = row if place is None else row[:place]
     return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, place is not None)
-
-
-def greedy_answers(
-    model: nn.Module, prompts: list[list[int]], template: Template, *, max_new_tokens: int, precision: Any
-) -> list[str]:
-    """The most probable continuation of each prompt, one batch for all.
-
-    Args:
-        model: policy or reference, in eval mode.
-        prompts: token ids with the generation prompt.
-        template: says what ends an answer.
-        max_new_tokens: where an answer is cut if it does not end before.
-        precision: dtypes of the run.
-    """
-    sampling = Sampling.of(GREEDY.model_copy(update={"max_new_tokens": max_new_tokens}), seed=0)
-    return [a.text for a in generate(model, prompts, template, sampling, precision)]
 
 
 class _Stop:

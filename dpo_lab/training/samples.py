@@ -1,10 +1,11 @@
-"""Greedy answers to fixed prompts, of the reference and of the trained policy."""
+"""Answers to fixed prompts, of the reference and of the trained policy."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_lab.data.types import Message
-from dpo_lab.inference.generate import greedy_answers
+from dpo_lab.inference.generate import generate
+from dpo_lab.inference.sampler import Sampling
 from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.training.parts import Parts, RunContext
 
@@ -21,16 +22,20 @@ def sample_prompts(run: RunContext, parts: Parts) -> list[Asked]:
     """The fixed prompts: the user's own, or the first held-out ones."""
     config = run.config.prompts
     if config.own:
-        own = [[Message(role="user", content=text)] for text in config.own]
+        before = [Message(role="system", content=config.system)] if config.system else []
+        own = [[*before, Message(role="user", content=text)] for text in config.own]
         return [Asked(m, ids) for m, ids in zip(own, parts.template.prompt_ids(own), strict=True)]
     return [Asked(list(e.pair.prompt), e.prompt_ids) for e in parts.data.heldout[: config.count]]
 
 
 def reference_answers(run: RunContext, parts: Parts, asked: list[Asked]) -> list[str]:
     """The reference's answers, from the cache where they are known; valid before the first update only."""
-    length = run.config.generation.max_new_tokens
+    sampling = _sampling(run)
     batch = [token for a in asked for token in [*a.ids, -1]]  # batch mates may change the last bits
-    keys = [answer_key(a.ids, [length, *parts.template.end_of_turn, *batch]) for a in asked]
+    how = [sampling.max_new_tokens, *parts.template.end_of_turn, *batch]
+    if sampling != Sampling(sampling.max_new_tokens, seed=sampling.seed):  # else the most probable tokens
+        how += repr(sampling).encode()
+    keys = [answer_key(a.ids, how) for a in asked]
     known = [parts.cache.read_text(key) for key in keys]
     if any(text is None for text in known):
         with run.terminal.working("sampling the reference's answers"), parts.ref_model() as model:
@@ -57,10 +62,9 @@ def policy_answers(run: RunContext, parts: Parts, asked: list[Asked], before: li
 def _answers(run: RunContext, parts: Parts, model: Any, asked: list[Asked]) -> list[str]:
     if not asked:
         return []
-    return greedy_answers(
-        model,
-        [a.ids for a in asked],
-        parts.template,
-        max_new_tokens=run.config.generation.max_new_tokens,
-        precision=parts.precision,
-    )
+    found = generate(model, [a.ids for a in asked], parts.template, _sampling(run), parts.precision)
+    return [answer.text for answer in found]
+
+
+def _sampling(run: RunContext) -> Sampling:
+    return Sampling.of(run.config.generation, seed=run.config.seed)

@@ -433,6 +433,19 @@ def answers_alike(ran: Ran) -> None:
     assert read_jsonl(again.samples) == before
 
 
+def drawn(ran: Ran) -> None:
+    answers_alike(ran)
+    before = read_jsonl(ran.folder.samples)[0]["policy"]
+    greedy = read_jsonl(ran.lab.train(*ran.words, "generation=greedy").samples)[0]["policy"]
+    other = read_jsonl(ran.lab.train(*ran.words, "generation.temperature=3.0").samples)[0]["policy"]
+    assert len({before, greedy, other}) == 3
+
+
+def asks_as_the_tutorial(ran: Ran) -> None:
+    (row,) = read_jsonl(ran.folder.samples)
+    assert [message["role"] for message in row["prompt"]] == ["system", "user"]
+
+
 def is_the_experiment(**expected: Any) -> Check:
     def check(ran: Ran) -> None:
         config = ran.config
@@ -448,6 +461,8 @@ OTHERS = {
     "logger=wandb": Fact(has_files("run-*.wandb"), ("logger.mode=offline",)),
     "logger=tensorboard": Fact(has_files("events.out.tfevents*")),
     "generation=greedy": Fact(answers_alike),
+    "generation=sampled": Fact(drawn, ("generation.max_new_tokens=16", "generation.temperature=1.5")),
+    "prompts=tutorial": Fact(asks_as_the_tutorial, ("prompts.count=-",)),
     "prompts=heldout": Fact(answers(3), ("prompts.count=-",)),
     "prompts=none": Fact(answers(0), ("prompts.count=-",)),
     "experiment=demo": Fact(
