@@ -151,7 +151,11 @@ def _merged(tree: dict[str, Any], recorded: dict[str, Any], given: Collection[st
         merged["trainer"] = {**tree["trainer"], **{key: recorded["trainer"][key] for key in kept}}
     if set(given).isdisjoint(SOURCES):
         own = {key.removeprefix("data.") for key in given if key.startswith("data.")}
-        merged["data"] = {**tree["data"], **recorded["data"], **{key: tree["data"][key] for key in own if key in tree["data"]}}
+        merged["data"] = {
+            **tree["data"],
+            **recorded["data"],
+            **{key: tree["data"][key] for key in own if key in tree["data"]},
+        }
     elif "data.max_length" not in given:  # also says how far scaled positions reach
         merged["data"] = {**tree["data"], "max_length": recorded["data"]["max_length"]}
     return merged

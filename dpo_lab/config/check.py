@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from dpo_lab.config.rules import adapter, bench, loss, model, objective, reference, run, sweep
+from dpo_lab.config.rules import adapter, after, bench, loss, model, objective, reference, run, sweep
 from dpo_lab.config.schema import PATH_KEYS, TEXT_KEYS, Config, flatten
 
 
 def check(config: Config, given: Collection[str] = ()) -> list[str]:
     """Every reason why this configuration cannot run as asked; `given` are the keys of the command line."""
     problems = [problem for rule in RULES for problem in rule(config)]
-    return list(dict.fromkeys([*problems, *without_effect(config, given)]))
+    return list(dict.fromkeys([*problems, *without_effect(config, given), *after.without_effect(config, given)]))
 
 
 def texts(config: Config) -> Iterable[str]:
@@ -70,4 +70,9 @@ RULES: tuple[Callable[[Config], Iterable[str]], ...] = (
     objective.optimizer_fits,
     bench.bench,
     sweep.sweep,
+    after.results,
+    after.evaluation,
+    after.talk,
+    after.taken_away,
+    after.serving,
 )

@@ -24,7 +24,7 @@ def data_file(key: str, path: str) -> list[str]:
     if file.is_dir():
         return []  # which files are in it is seen when it is read
     if not file.exists():
-        return [f"{key}={path}: there is no file {_absolute(file)}{_similar(file)}{_sweep_hint(path)}"]
+        return [f"{key}={path}: there is no file {_absolute(file)}{similar(file)}{_sweep_hint(path)}"]
     if not _readable(file):
         return [f"{key}={path}: {_absolute(file)} may not be read by this user."]
     suffixes = [s.lower() for s in file.suffixes]
@@ -42,7 +42,7 @@ def data_folder(path: str) -> list[str]:
     folder = expand(path)
     if not folder.is_dir():
         what = "is a file, a folder is needed." if folder.exists() else f"there is no folder {_absolute(folder)}"
-        return [f"data.dir={path}: {what}{'' if folder.exists() else _similar(folder)}"]
+        return [f"data.dir={path}: {what}{'' if folder.exists() else similar(folder)}"]
     if not (folder / "dataset_info.json").is_file():
         return [
             f"data.dir={path}: there is no dataset_info.json in {_absolute(folder)}. For a file use data=file data.path=FILE."
@@ -55,7 +55,7 @@ def model_folder(path: str) -> list[str]:
     folder = expand(path)
     if not folder.exists():
         what = "file" if folder.suffix == GGUF else "folder"
-        return [f"model.path={path}: there is no {what} {_absolute(folder)}{_similar(folder)}"]
+        return [f"model.path={path}: there is no {what} {_absolute(folder)}{similar(folder)}"]
     if not folder.is_dir():
         if folder.suffix != GGUF:
             return [f"model.path={path} must be a folder with config.json and the weights, or a {GGUF} file."]
@@ -83,7 +83,7 @@ def template_file(path: str) -> list[str]:
         what = (
             "is a folder, a Jinja file is needed."
             if file.is_dir()
-            else f"there is no file {_absolute(file)}{_similar(file)}"
+            else f"there is no file {_absolute(file)}{similar(file)}"
         )
         return [f"template.path={path}: {what}"]
     return [] if _readable(file) else [f"template.path={path}: {_absolute(file)} may not be read by this user."]
@@ -98,7 +98,7 @@ def adapter_folder(key: str, path: str) -> list[str]:
     """A finished run with an adapter, or a folder in PEFT's format."""
     folder = expand(path)
     if not folder.exists():
-        return [f"{key}={path}: there is no folder {_absolute(folder)}{_similar(folder)}"]
+        return [f"{key}={path}: there is no folder {_absolute(folder)}{similar(folder)}"]
     if adapter_in(folder) is not None:
         return []
     if (folder / "final").is_dir() or (folder / "config.json").is_file():
@@ -113,7 +113,7 @@ def reference_model(path: str) -> list[str]:
     if not folder.exists():
         if path.count("/") == 1 and not path.startswith((".", "~", "/")):
             return []
-        return [f"reference.path={path}: there is no folder {_absolute(folder)}{_similar(folder)}"]
+        return [f"reference.path={path}: there is no folder {_absolute(folder)}{similar(folder)}"]
     if adapter_in(folder) is not None or (folder / "final").is_dir() or (folder / "config.json").is_file():
         return []
     return _unfinished("reference.path", path)
@@ -158,7 +158,7 @@ def _readable(file: Path) -> bool:
         return False
 
 
-def _similar(path: Path) -> str:
+def similar(path: Path) -> str:
     """A name in the same folder that was probably meant."""
     parent = Path(_absolute(path)).parent
     if not parent.is_dir():

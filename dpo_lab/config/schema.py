@@ -453,6 +453,11 @@ class Config(Group):
     serve: Serve | None = None
 
     @property
+    def trains(self) -> bool:
+        """Whether pairs become steps: the doors after training have nodes of their own."""
+        return all(node is None for node in (self.evaluate, self.chat, self.export, self.serve))
+
+    @property
     def runs(self) -> list[str]:
         """The folders of `run`."""
         return _listed(self.run)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpo_lab.data.templates import Template
 from dpo_lab.inference.sampler import Drawn, Sampling
 from dpo_lab.inference.stage import Stage
+from dpo_lab.models import mixed
 from dpo_lab.models.precision import Precision
 from dpo_lab.models.quiet import quiet_loading
 from dpo_lab.preference.forward import causal_lm
@@ -67,12 +68,13 @@ def answers(
         names = [row.name for row in rows]
         with ExitStack() as opened:
             if len(set(names)) == 1:
-                model, more = opened.enter_context(stage.speaking(names[0])), {}
+                model = opened.enter_context(stage.speaking(names[0]))
             else:
-                model, more = stage.model, {"adapter_names": [stage.adapter_of(n) or "__base__" for n in names]}
+                model = stage.model
+                opened.enter_context(mixed.rows(model, [stage.adapter_of(name) for name in names]))
             told = _placed(on_text, group)
             made = generate(
-                model, [r.ids for r in rows], stage.template, sampling, stage.precision, on_text=told, stop=stop, **more
+                model, [r.ids for r in rows], stage.template, sampling, stage.precision, on_text=told, stop=stop
             )
         for place, answer in zip(group, made, strict=True):
             found[place] = answer
@@ -85,18 +87,12 @@ def _placed(on_text: OnText | None, group: list[int]) -> OnText | None:
 
 def _groups(stage: Stage, names: Sequence[str]) -> list[list[int]]:
     """Places that go through a model in one call."""
-    together = mixes(stage.model)
+    together = mixed.mixes(stage.model)
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         alone = name in stage.wholes or not together
         groups.setdefault(name if alone else "", []).append(place)
     return list(groups.values())
-
-
-def mixes(model: Any) -> bool:
-    """Whether PEFT computes rows with different adapters of a model in one batch: plain LoRA on linear layers alone."""
-    configs = getattr(model, "peft_config", {}).values()
-    return all(not (c.use_dora or c.modules_to_save or getattr(c, "trainable_token_indices", None)) for c in configs)
 
 
 @torch.no_grad()
@@ -109,9 +105,8 @@ def generate(
     *,
     on_text: OnText | None = None,
     stop: Event | None = None,
-    **more: Any,
 ) -> list[Answer]:
-    """Continuations of prompts, one batch for all; `more` goes to the model's own `generate`.
+    """Continuations of prompts, one batch for all.
 
     Args:
         model: a PEFT or transformers model in eval mode.
@@ -121,7 +116,6 @@ def generate(
         precision: dtypes.
         on_text: called with (row, text) as text comes.
         stop: once set, the answers end where they are.
-        more: arguments of `generate`, such as `adapter_names`.
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -133,11 +127,12 @@ def generate(
     ends = {template.end_of_turn[-1]} | ({tokenizer.eos_token_id} - {None})
     speaker = None if on_text is None else _Speaker(tokenizer, len(prompts), ends, on_text)
     drawn = [] if sampling.greedy else [Drawn(sampling, [list(p) for p in prompts])]
+    more = {}
     if sampling.repetition_penalty != 1.0:
         more["repetition_penalty"] = sampling.repetition_penalty
     autocast = precision.autocast
     with quiet_loading(), torch.autocast(lm.device.type, dtype=autocast, enabled=autocast is not None):
-        out = (model if "adapter_names" in more else lm).generate(
+        out = lm.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=sampling.max_new_tokens,

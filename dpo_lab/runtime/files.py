@@ -72,7 +72,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole row of a JSON-lines file; a last line torn by a kill is left out."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a text may hold other line ends
     except OSError:
         return []
     for line in lines:

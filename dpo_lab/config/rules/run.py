@@ -17,7 +17,12 @@ def data(config: Config) -> Iterable[str]:
         for path in paths:
             yield from inputs.data_file(key, path)
     yield from _mixture(d)
-    if d.max_pairs is not None and o.max_steps is None and math.floor(d.max_pairs * o.epochs / o.batch_size) < 1:
+    if (
+        config.trains
+        and d.max_pairs is not None
+        and o.max_steps is None
+        and math.floor(d.max_pairs * o.epochs / o.batch_size) < 1
+    ):
         yield (
             f"data.max_pairs={d.max_pairs} is not enough for one step: optim.epochs={o.epochs:g} of them make "
             f"{d.max_pairs * o.epochs:g} pairs, a step takes optim.batch_size={o.batch_size}. Raise one or lower the other."

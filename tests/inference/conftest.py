@@ -1,0 +1,31 @@
+"""Finished runs that the tests of evaluation, chat, export and serving share; nobody changes them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from doors import Results
+from runs import write_pairs
+
+RATES = ("1e-2", "3e-2")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Results]:
+    import torch
+
+    import dpo_lab.training.align
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("results")
+    results = Results(root, tiny_model, write_pairs(root / "pairs.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpo_lab.training.align, "write_curves", lambda *_: None)  # takes longer than the run
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            patch.setenv(name, os.environ.get(name, "1"))
+        for rate in RATES:
+            results.runs.append(results.train(f"optim.lr={rate}").path)
+        yield results
+    torch.set_num_threads(before)
