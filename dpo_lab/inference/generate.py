@@ -63,15 +63,16 @@ def answers(
         stop: set by another thread or a signal, it ends the answers where they are.
     """
     found: list[Answer | None] = [None] * len(asked)
-    for group in _groups(stage, [a.name for a in asked]):
+    together = mixed.mixes(stage.model)
+    for group in _groups(stage, [a.name for a in asked], together):
         rows = [asked[place] for place in group]
         names = [row.name for row in rows]
         with ExitStack() as opened:
-            if len(set(names)) == 1:
-                model = opened.enter_context(stage.speaking(names[0]))
-            else:
+            if together and names[0] not in stage.wholes:
                 model = stage.model
                 opened.enter_context(mixed.rows(model, [stage.adapter_of(name) for name in names]))
+            else:
+                model = opened.enter_context(stage.speaking(names[0]))
             told = _placed(on_text, group)
             made = generate(
                 model, [r.ids for r in rows], stage.template, sampling, stage.precision, on_text=told, stop=stop
@@ -85,9 +86,8 @@ def _placed(on_text: OnText | None, group: list[int]) -> OnText | None:
     return None if on_text is None else lambda row, text: on_text(group[row], text)
 
 
-def _groups(stage: Stage, names: Sequence[str]) -> list[list[int]]:
+def _groups(stage: Stage, names: Sequence[str], together: bool) -> list[list[int]]:
     """Places that go through a model in one call."""
-    together = mixed.mixes(stage.model)
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         alone = name in stage.wholes or not together

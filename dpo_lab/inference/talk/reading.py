@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from dpo_lab.inference.talk.clean import whole
 
-PROMPT, MORE = "> ", "… "
+PROMPT, MORE = "> ", "... "
 QUOTES = '"""'
 
 
