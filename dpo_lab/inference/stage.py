@@ -120,13 +120,19 @@ def load_stage(config: Config, subjects: Sequence[Subject], terminal: Terminal) 
         wholes = {}
         for subject in subjects:
             if subject.whole:
-                wholes[subject.name] = _load(config, Located(subject.result, subject.name), precision, device)
+                located = Located(subject.result, subject.name)  # whose own configuration has the scaled positions
+                wholes[subject.name] = _load(_unscaled(config), located, precision, device)
                 choose_passes(config, wholes[subject.name], precision.autocast)
     return Stage(config, tuple(subjects), start, template, precision, device, model, wholes, passes)
 
 
 def _load(config: Config, located: Located, precision: Precision, device: Device) -> Any:
     return load_model(located, config.model, config.quant, precision, device, max_length=config.data.max_length)
+
+
+def _unscaled(config: Config) -> Config:
+    rope = config.model.rope.model_copy(update={"type": "none", "factor": None})
+    return config.model_copy(update={"model": config.model.model_copy(update={"rope": rope})})
 
 
 def _with_adapters(base: Any, start: Start, results: Sequence[Subject]) -> Any:

@@ -131,8 +131,6 @@ def talk(config: Config) -> Iterable[str]:
                 else f"there is no file{inputs.similar(expand(path))}"
             )
             yield f"{key}={path}: {what}"
-    if config.chat.load and (config.prompt or config.prompt_file):
-        yield f"chat.load={config.chat.load} goes on with a conversation, but one question is asked. Drop one of them."
 
 
 def taken_away(config: Config) -> Iterable[str]:
