@@ -36,8 +36,11 @@ def test_every_command_of_the_readme_is_accepted(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     write_own_loss(tmp_path / "my_conf")
-    (tmp_path / "RUN" / "final").mkdir(parents=True)
-    (tmp_path / "RUN" / "final" / "adapter_config.json").write_text("{}")
+    for run in ("RUN", "A", "B"):
+        (tmp_path / run / "final").mkdir(parents=True)
+        (tmp_path / run / "final" / "adapter_config.json").write_text("{}")
+        (tmp_path / run / "status.json").write_text('{"status": "done"}')
+        (tmp_path / run / "facts.json").write_text('{"config": {"seed": 0}}')
     if "--help" in arguments:
         return
     for folder in ("LLaMA-Factory/data", "DIR"):
