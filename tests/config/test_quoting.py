@@ -44,7 +44,9 @@ def test_an_odd_path_or_name_survives_the_grammar(key, path):
 
 
 def test_odd_paths_survive_to_the_config():
-    keys = [key for key in schema.PATH_KEYS if key not in ("run", "adapter", "prompt_file", "chat.load")]  # of other doors
+    keys = [
+        key for key in schema.PATH_KEYS if key not in ("run", "adapter", "prompt_file", "chat.load")
+    ]  # of other doors
     words = [f"{key}={path}" for key, path in zip(keys, ODD, strict=False)]
     flat = schema.flatten(composed(*words).model_dump())
     assert [flat[key] for key in keys] == ODD[: len(keys)]
