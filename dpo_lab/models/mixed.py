@@ -38,10 +38,11 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
         names: one for each row.
     """
     changed: list[tuple[Any, Any]] = []
-    inner = {id(m.base_layer) for m in model.modules() if hasattr(m, "lora_A")}  # their outer layer calls them
+    modules: list[Any] = list(model.modules())
+    inner = {id(m.base_layer) for m in modules if hasattr(m, "lora_A")}  # their outer layer calls them
     try:
         with torch.no_grad():
-            for module in list(model.modules()):
+            for module in modules:
                 forward: Product | None = None
                 if hasattr(module, "lora_A"):
                     forward = _adapted(module, names)
