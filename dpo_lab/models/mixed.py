@@ -52,7 +52,7 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
                     continue  # of what has a lean form, MLPs alone would pass their layers over
                 changed.append((module, vars(module).pop("forward", None)))
                 if forward is not None:
-                    module.forward = forward
+                    setattr(module, "forward", forward)  # noqa: B010 - its parameter has another name than nn.Linear's
         yield
     finally:
         for module, before in changed:
