@@ -432,8 +432,6 @@ REFUSED = {
     ("export", "run={one} output={absent} export.push_to_hub=name"): "is no repository",
     ("export", "run={one} output={absent} generation.top_p=0.5"): "generation.top_p=0.5 has no effect on export",
     ("serve", "run={one} serve.host=0.0.0.0"): "environment variable DPO_LAB_API_KEY",
-    ("train", "logger=none generation.temperature=0.7"): "generation.temperature=0.7 has no effect on training",
-    ("train", "logger=none generation=sampled"): "has no effect on training",
 }
 
 
