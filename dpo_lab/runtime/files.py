@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def filled(page: str, parts: Mapping[str, str]) -> str:
+    """The page with each {{name}} replaced, in one pass: a part that holds such a mark is left alone."""
+    first, *rest = page.split("{{")
+    return first + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in rest))
 
 
 def remove(path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.runtime.files import atomic_write
+from dpo_lab.runtime.files import atomic_write, filled
 from dpo_lab.sweep import page_parts as parts
 from dpo_lab.sweep import page_places as places
 from dpo_lab.sweep.contents import Report, facts_line
@@ -33,7 +33,7 @@ def write_page(path: Path, report: Report) -> None:
     answer = report.answer
     first, dot, more = answer.sentence.partition(". ")
     first += dot.strip()
-    filled = _filled(
+    page = filled(
         (HERE / "page.html").read_text(encoding="utf-8"),
         {
             "title": html.escape(report.title),
@@ -50,7 +50,7 @@ def write_page(path: Path, report: Report) -> None:
             "js": "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         },
     )
-    atomic_write(path, filled.encode("utf-8", "replace"))
+    atomic_write(path, page.encode("utf-8", "replace"))
 
 
 def packed(text: str) -> str:
@@ -96,9 +96,3 @@ def _command(report: Report) -> str:
     folder = f"<code>winner</code> leads to <code>{html.escape(report.winner.id)}/final</code>."
     text = f"<p><b>{html.escape(row.label)}</b> is {who}.{best} {folder}</p>"
     return text + parts.commands([report.command])
-
-
-def _filled(page: str, content: Mapping[str, str]) -> str:
-    """The page with each {{name}} replaced, in one pass: a part that holds such a mark is left alone."""
-    first, *rest = page.split("{{")
-    return first + "".join(content[name] + after for name, after in (piece.split("}}", 1) for piece in rest))

@@ -4,7 +4,7 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from dpo_lab.data.doctor.findings import Finding, Histogram, Report
 from dpo_lab.data.doctor.pieces import Pieces, visible
 from dpo_lab.data.templates import Template
 from dpo_lab.data.types import Example
-from dpo_lab.runtime.files import atomic_write
+from dpo_lab.runtime.files import atomic_write, filled
 
 HERE = Path(__file__).parent
 MARKS = {"error": "✗", "warning": "!", "info": "i"}
@@ -54,7 +54,7 @@ def write_page(path: Path, *, title: str, report: Report, items: Iterable[PageIt
         "report": report_html(report),
         "data": base64.b64encode(packed).decode(),
     }
-    atomic_write(path, _filled((HERE / "page.html").read_text(encoding="utf-8"), parts))
+    atomic_write(path, filled((HERE / "page.html").read_text(encoding="utf-8"), parts))
 
 
 def report_html(report: Report) -> str:
@@ -121,12 +121,6 @@ def _pretty(raw: str | None) -> str | None:
         return json.dumps(json.loads(raw), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         return raw
-
-
-def _filled(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each {{name}} replaced, in one pass: a part that holds such a mark is left alone."""
-    first, *rest = page.split("{{")
-    return first + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in rest))
 
 
 def _finding(number: int, finding: Finding) -> str:

@@ -5,12 +5,12 @@ import gzip
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_lab.data.types import Message
-from dpo_lab.runtime.files import atomic_write, digest, write_json
+from dpo_lab.runtime.files import atomic_write, digest, filled, write_json
 
 HERE = Path(__file__).parent
 PAGE, KEY = "blind.html", "blind_key.json"
@@ -117,7 +117,7 @@ def write_blind(folder: Path, shown: Sequence[Shown]) -> str:
         left, right = reversed(s.match.names) if s.turned else s.match.names
         key.setdefault(s.id, []).append({"prompt": s.match.prompt, "left": left, "right": right})
     write_json(folder / KEY, {"page": page, "items": key})
-    atomic_write(folder / PAGE, _filled((HERE / "blind.html").read_text(encoding="utf-8"), parts))
+    atomic_write(folder / PAGE, filled((HERE / "blind.html").read_text(encoding="utf-8"), parts))
     return page
 
 
@@ -128,9 +128,3 @@ def _messages(match: Match) -> list[list[str]]:
         calls = message.get("tool_calls")
         said.append([message["role"], message["content"] + (f"\n{json.dumps(calls)}" if calls else "")])
     return said
-
-
-def _filled(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each {{name}} replaced, in one pass: a part that holds such a mark is left alone."""
-    first, *rest = page.split("{{")
-    return first + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in rest))

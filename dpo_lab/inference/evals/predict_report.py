@@ -16,7 +16,7 @@ from rich.text import Text
 from dpo_lab.inference.evals.answering import Known
 from dpo_lab.inference.evals.prompts import PromptRow
 from dpo_lab.inference.evals.refusals import refuses
-from dpo_lab.runtime.files import atomic_write, short
+from dpo_lab.runtime.files import atomic_write, filled, short
 from dpo_lab.runtime.terminal import Terminal
 
 HERE = Path(__file__).parent
@@ -111,7 +111,7 @@ def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRow],
         "table": _table(result["metrics"]),
         "data": base64.b64encode(packed).decode(),
     }
-    page = _filled((HERE / "predict.html").read_text(encoding="utf-8"), parts)
+    page = filled((HERE / "predict.html").read_text(encoding="utf-8"), parts)
     atomic_write(path, page.encode("utf-8", "replace"))
 
 
@@ -140,9 +140,3 @@ def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
         cells = "".join(f"<td>{value_text(key, found.get(key))}</td>" for found in metrics.values())
         body += f"<tr><th scope='row'>{html.escape(title)} <small>{html.escape(note)}</small></th>{cells}</tr>"
     return f"<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _filled(page: str, content: Mapping[str, str]) -> str:
-    """The page with each {{name}} replaced, in one pass: a part that holds such a mark is left alone."""
-    first, *rest = page.split("{{")
-    return first + "".join(content[name] + after for name, after in (piece.split("}}", 1) for piece in rest))

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpo_lab.inference.evals.pairs import Scored
 from dpo_lab.inference.evals.standing import Standing
-from dpo_lab.runtime.files import atomic_write
+from dpo_lab.runtime.files import atomic_write, filled
 
 HERE = Path(__file__).parent
 MOST_PAIRS = 5000  # with their texts on the page, evenly spread
@@ -33,7 +33,7 @@ def write_page(path: Path, content: Mapping[str, Any], standings: Sequence[Stand
     data = {**content, "rows": _rows(standings, found)}
     packed = gzip.compress(json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode(), mtime=0)
     names = ", ".join(standing.name for standing in standings)
-    filled = _filled(
+    page = filled(
         (HERE / "score.html").read_text(encoding="utf-8"),
         {
             "title": html.escape(f"Scores of {names}"),
@@ -42,7 +42,7 @@ def write_page(path: Path, content: Mapping[str, Any], standings: Sequence[Stand
             "data": base64.b64encode(packed).decode(),
         },
     )
-    atomic_write(path, filled.encode("utf-8", "replace"))
+    atomic_write(path, page.encode("utf-8", "replace"))
 
 
 def _rows(standings: Sequence[Standing], found: Scored) -> list[dict[str, Any]]:
@@ -72,9 +72,3 @@ def _numbers(standing: Standing, i: int) -> list[float | int]:
     row = standing.records[i]
     ratios = [row[f"{side}_logps"] - row[f"ref_{side}_logps"] for side in ("chosen", "rejected")]
     return [int(row["correct"]), *(round(float(ratio), 4) for ratio in ratios)]
-
-
-def _filled(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each {{name}} replaced, in one pass: a part that holds such a mark is left alone."""
-    first, *rest = page.split("{{")
-    return first + "".join(parts[name] + after for name, after in (piece.split("}}", 1) for piece in rest))
