@@ -1,11 +1,12 @@
 """A grid of 12 trials, end to end, against 12 runs of TRL at its best, on one machine in one call.
 
-    python benchmarks/sweep_against_trl.py [--steps 8] [--heldout 16] [--batches 2,4,8]
+    python benchmarks/sweep_against_trl.py [--steps 8] [--heldout 16] [--batches 2,4,8] [WORD ...]
 
 2 learning rates x 3 betas x 2 ranks on the demo pairs, 8 steps of 8 pairs each, and an evaluation of the held-out pairs at
-the end of each. dpo_lab: `python -m dpo_lab --multirun`, with an empty reference cache, from the command to the report. TRL:
-a fresh process a run, from its imports to its evaluation; the reference in advance, no checkpointing, pairs sorted by length,
-and the best of --batches, which the first run finds. TRL runs three of the twelve settings; their mean is taken 12 times.
+the end of each. dpo_lab: `python -m dpo_lab --multirun launcher=processes launcher.n=2`, two trials at a time on one thread each,
+with an empty reference cache, from the command to the report; WORDs take the place of these two overrides. TRL: a fresh
+process a run, from its imports to its evaluation; the reference in advance, no checkpointing, pairs sorted by length, and
+the best of --batches, which the first run finds. TRL runs three of the twelve settings; their mean is taken 12 times.
 Writes benchmarks/results/sweep_against_trl.json.
 """
 
@@ -37,10 +38,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--heldout", type=int, default=16, help="pairs that each run evaluates at its end")
     parser.add_argument("--batches", default="2,4,8", help="TRL's sizes of a forward pass of which the best counts")
+    parser.add_argument("words", nargs="*", default=["launcher=processes", "launcher.n=2"], help="more overrides")
     options = parser.parse_args()
     batches = [int(b) for b in options.batches.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
-        result = measure(Path(scratch), options.steps, options.heldout, batches)
+        result = measure(Path(scratch), options.steps, options.heldout, batches, options.words)
     result |= {"versions": versions() | {"trl": package("trl")}, "device": device_facts(), "commit": git_commit()}
     write_json(RESULT, result)
     ours, theirs = result["dpo_lab"]["seconds"], result["trl"]["seconds_of_twelve"]
@@ -54,7 +56,7 @@ def package(name: str) -> str:
     return version(name)
 
 
-def measure(scratch: Path, steps: int, heldout: int, batches: list[int]) -> dict[str, Any]:
+def measure(scratch: Path, steps: int, heldout: int, batches: list[int], more: list[str]) -> dict[str, Any]:
     """Both sides, TRL's before and after ours."""
     pairs = steps * BATCH
     files = {}
@@ -64,7 +66,7 @@ def measure(scratch: Path, steps: int, heldout: int, batches: list[int]) -> dict
     first = {b: trl_run(scratch, files, TIMED[0], b) for b in batches}
     best = min(first, key=lambda b: first[b]["seconds"])
     runs = [first[best], trl_run(scratch, files, TIMED[1], best)]
-    ours = sweep(scratch, files, steps)
+    ours = sweep(scratch, files, steps, more)
     runs.append(trl_run(scratch, files, TIMED[2], best))
     mean = sum(run["seconds"] for run in runs) / len(runs)
     return {
@@ -83,7 +85,7 @@ def measure(scratch: Path, steps: int, heldout: int, batches: list[int]) -> dict
     }
 
 
-def sweep(scratch: Path, files: dict[str, Path], steps: int) -> dict[str, Any]:
+def sweep(scratch: Path, files: dict[str, Path], steps: int, more: list[str]) -> dict[str, Any]:
     """`python -m dpo_lab --multirun`; the converted model is there, as TRL's is, the reference is not."""
     cache = scratch / "cache"
     cache.mkdir()
@@ -95,7 +97,7 @@ def sweep(scratch: Path, files: dict[str, Path], steps: int) -> dict[str, Any]:
         f"optim.batch_size={BATCH}", f"optim.max_steps={steps}", "optim.schedule=constant", "optim.warmup_ratio=0",
         f"optim.lr={','.join(map(str, LRS))}", f"loss.beta={','.join(map(str, BETAS))}", f"lora.r={','.join(map(str, RANKS))}",
         "lora.alpha=16", "trainer=cpu", "trainer.eval_every=0", "trainer.kl_pairs=0", "prompts=none", "logger=none", "sweep.name=grid",
-        "doctor.enabled=false", f"cache_dir={cache}", f"output_dir={scratch / 'outputs'}",
+        "doctor.enabled=false", *more, f"cache_dir={cache}", f"output_dir={scratch / 'outputs'}",
     ]  # fmt: skip
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "dpo_lab", *words], cwd=ROOT, capture_output=True, text=True)

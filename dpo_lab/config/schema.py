@@ -2,28 +2,21 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
-Count = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-PositiveReal = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[
-    str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v)
-]
-Precision = Annotated[
-    Literal["auto", "32", "bf16", "fp16", "fp16_on_gpu", "64"],
-    BeforeValidator(lambda v: str(v) if isinstance(v, int) else v),
-]
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-
-
-class Group(BaseModel):
-    """Unknown keys are errors and nothing changes after composition."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from dpo_lab.config.door_schema import Bench, Chat, Evaluate, Export, Judge, Preview, Serve
+from dpo_lab.config.fields import (
+    Count,
+    Dtype,
+    Group,
+    NotNegative,
+    Positive,
+    PositiveReal,
+    Precision,
+    Share,
+    Text,
+)
+from dpo_lab.config.sweep_schema import Launcher, Prune, Study, Sweep, Sweeper
 
 
 class Wheel(Group):
@@ -289,124 +282,6 @@ class Doctor(Group):
     fail_on: Literal["error", "warning", "never"]
     seconds: PositiveReal | None
     pairs: Positive | None
-
-
-class Preview(Group):
-    """conf/preview: what `python -m dpo_lab.preview` shows."""
-
-    show: Count
-    first: Positive
-    ids: bool
-    full: bool
-    page: bool
-    page_pairs: Positive | None
-    json_only: bool
-
-
-class Bench(Group):
-    """conf/bench: what `python -m dpo_lab.bench` measures."""
-
-    steps: Positive
-    warmup: Count
-    profiled: Count
-    peak_tflops: PositiveReal | None
-
-
-class Evaluate(Group):
-    """What `python -m dpo_lab.evaluate` does."""
-
-    task: Literal["score", "predict", "duel", "harness"]
-    split: Literal["heldout", "train", "all"]
-    max_prompts: Positive | None
-    batch_size: Positive
-    resamples: Positive
-
-
-class Judge(Group):
-    """An OpenAI-compatible endpoint that says which of two answers is better."""
-
-    base_url: Text | None
-    model: Text | None
-    api_key_env: Text
-    timeout: PositiveReal
-    retries: Count
-    concurrency: Positive
-
-
-class Chat(Group):
-    """What `python -m dpo_lab.chat` begins with."""
-
-    system: str | None
-    only: Text | None
-    load: Text | None
-    json_only: bool
-
-
-class Export(Group):
-    """What `python -m dpo_lab.export` writes beside the weights."""
-
-    dtype: Literal["float16", "bfloat16", "float32"]
-    shard_size: Text
-    gguf_type: Literal["f16", "bf16", "f32", "q8_0"]
-    check_pairs: Positive
-    tolerance: PositiveReal | None
-    push_to_hub: Text | None
-    private: bool
-
-
-class Serve(Group):
-    """Where `python -m dpo_lab.serve` listens."""
-
-    host: Text
-    port: Annotated[int, Field(ge=0, le=65535, strict=True)]
-    api_key_env: Text
-
-
-class Sweep(Group):
-    """The folder of a multirun, and what it does about failures."""
-
-    name: Text | None
-    dir: Text | None
-    retry: Literal["failed", "oom", "none"]
-    on_failure: Literal["continue", "stop"]
-
-
-class Launcher(Group):
-    """conf/launcher: where the trials of a sweep run."""
-
-    name: Literal["serial", "processes", "slurm", "submitit_local", "ray"]
-    n: Positive | Literal["auto"]
-    threads: Positive | Literal["auto"]
-    address: Text | None
-    options: dict[str, Any]
-
-
-class Sweeper(Group):
-    """conf/sweeper: which points of the axes become trials."""
-
-    name: Literal["grid", "random", "optuna"]
-    trials: Positive | None
-    points: Annotated[int, Field(ge=2, strict=True)]
-    seed: Count
-    objective: Annotated[list[Literal["accuracy", "margin", "kl", "loss"]], Field(min_length=1)]
-
-
-class Study(Group):
-    """conf/study: a question, and the axes that answer it, in Hydra's sweep syntax."""
-
-    name: Text | None
-    question: str | None
-    params: dict[str, Text]
-
-
-class Prune(Group):
-    """conf/prune: when a trial is given up."""
-
-    name: Literal["none", "asha", "median"]
-    metric: Annotated[str, Field(pattern=r"^val/\S+$")]
-    first_step: Positive
-    startup: Count
-    factor: Annotated[int, Field(ge=2, strict=True)]
 
 
 class Config(Group):

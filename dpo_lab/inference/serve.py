@@ -13,7 +13,8 @@ from typing import Any
 from rich.text import Text
 
 from dpo_lab.config.brought import REFERENCE, bring, explicit
-from dpo_lab.config.schema import Config, Serve
+from dpo_lab.config.door_schema import Serve
+from dpo_lab.config.schema import Config
 from dpo_lab.inference.api.app import make_app
 from dpo_lab.inference.api.front import POLICY, Front
 from dpo_lab.inference.api.worker import Worker

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dpo_lab.config.schema import Launcher
+from dpo_lab.config.sweep_schema import Launcher
 from dpo_lab.sweep.pool import Pool
 from dpo_lab.sweep.processes import ProcessPool
 

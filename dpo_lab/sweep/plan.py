@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpo_lab.config.schema import Sweeper
+from dpo_lab.config.sweep_schema import Sweeper
 from dpo_lab.runtime.files import read_json
 from dpo_lab.sweep.search import Point, Seen, grid, random_points
 from dpo_lab.sweep.space import Axis

@@ -24,7 +24,7 @@ from dpo_lab.training.curves import write_curves
 from dpo_lab.training.fit import fit
 from dpo_lab.training.parts import Parts, RunContext, load_parts
 from dpo_lab.training.ranks import LostTouch, Ranks
-from dpo_lab.training.reference_pass import check_agreement, fill_reference
+from dpo_lab.training.reference import check_agreement, fill_reference
 from dpo_lab.training.report import say_how_to_go_on, show_footer, show_header
 from dpo_lab.training.samples import policy_answers, reference_answers, sample_prompts
 from dpo_lab.training.trackers import MetricsFile, Tracker, open_tracker

@@ -24,7 +24,7 @@ from dpo_lab.training.bench_rate import matmul_rate, published_peak
 from dpo_lab.training.fit import fit
 from dpo_lab.training.parts import Parts, RunContext, load_parts
 from dpo_lab.training.ranks import Ranks
-from dpo_lab.training.reference_pass import check_agreement, fill_reference
+from dpo_lab.training.reference import check_agreement, fill_reference
 
 
 def measure(run: RunContext, split: Split, trace: Path | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 import pytest
 from judges import Reply, always, completion, longer, serving
 
-from dpo_lab.config.schema import Judge
+from dpo_lab.config.door_schema import Judge
 from dpo_lab.inference.evals import judge as module
 from dpo_lab.inference.evals.endpoint import Endpoint, JudgeError
 from dpo_lab.inference.evals.judge import Asking, Question, verdict_of, winner

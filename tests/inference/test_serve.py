@@ -18,7 +18,7 @@ from doors import Results, door_of, of_lab, run_words
 from runs import Child, until
 
 from dpo_lab.config.brought import bring
-from dpo_lab.config.schema import Serve
+from dpo_lab.config.door_schema import Serve
 from dpo_lab.inference.api import worker as worker_module
 from dpo_lab.inference.api.app import make_app
 from dpo_lab.inference.api.front import Front

@@ -11,10 +11,8 @@ from dpo_lab.inference.evals import texts
 from dpo_lab.inference.evals.refusals import CHINESE, ENGLISH, refuses
 from dpo_lab.inference.evals.texts import (
     Said,
-    bleu,
     check_packages,
     distinct,
-    reference_metrics,
     repetition,
     rouge,
     text_metrics,
@@ -32,6 +30,15 @@ CHINESE_PAIRS = [
     ("今天天气很好,我们去公园。", "今天天气不错,我们去公园散步。"),
     ("他没有说。", "文中没有说他几点到家。"),
 ]
+
+
+def reference_metrics(pairs):
+    """The numbers of (answer, chosen answer)."""
+    return text_metrics([Said(answer, True, 1, chosen) for answer, chosen in pairs])
+
+
+def bleu(pairs):
+    return reference_metrics(pairs)["bleu4"]
 
 
 def test_bleu_of_english_is_sacrebleus_own():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dpo_lab.config.schema import Launcher
+from dpo_lab.config.sweep_schema import Launcher
 from dpo_lab.sweep import launch
 from dpo_lab.sweep.pool import Ended, Order
 from dpo_lab.sweep.processes import ProcessPool

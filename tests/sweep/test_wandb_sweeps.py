@@ -74,7 +74,7 @@ def test_a_value_out_of_range_would_be_refused(path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_is_optimised_is_a_metric_that_runs_log(path: Path) -> None:
-    from dpo_lab.config.schema import Prune
+    from dpo_lab.config.sweep_schema import Prune
 
     metric = spec(path)["metric"]
     assert metric == {"name": "val/rewards/accuracies", "goal": "maximize"}

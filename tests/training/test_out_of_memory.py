@@ -12,6 +12,7 @@ from runs import Lab, rows, same_result
 from tiny import load_tiny, tiny_examples, tiny_lora, trained
 
 from dpo_lab.data.types import Example
+from dpo_lab.inference.reference_pass import _side_by_side
 from dpo_lab.models.lora import new_adapter
 from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.forward import Forward, causal_lm
@@ -20,7 +21,6 @@ from dpo_lab.runtime.files import read_jsonl
 from dpo_lab.training import align
 from dpo_lab.training.checkpoint import last_checkpoint
 from dpo_lab.training.probe import Meter, largest_that_fits
-from dpo_lab.training.reference_pass import _side_by_side
 
 SHORT = ("optim.batch_size=6", "optim.max_steps=4", "trainer.eval_every=0", "trainer.checkpoint_every=1")
 SHORT += ("trainer.forward=padded", "trainer.kl_pairs=0", "prompts=none", "data.eval_fraction=0.1")

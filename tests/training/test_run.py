@@ -103,7 +103,7 @@ def test_every_way_to_have_the_reference_gives_the_same_run(lab: Lab, precision:
 def test_the_cache_is_shared_by_runs_that_differ_in_what_the_reference_does_not_depend_on(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tiny_qwen: Path
 ) -> None:
-    from dpo_lab.training import reference_pass
+    from dpo_lab.inference import reference_pass
 
     computed = [0]  # pairs, a number a run
     original = reference_pass.fill_cache

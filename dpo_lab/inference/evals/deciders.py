@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_lab.config.schema import Judge
+from dpo_lab.config.door_schema import Judge
 from dpo_lab.inference.evals.blind import PAGE, Match, arrange, write_blind
 from dpo_lab.inference.evals.duel_report import Score, scores, show_scores
 from dpo_lab.inference.evals.endpoint import Endpoint

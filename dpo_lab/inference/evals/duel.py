@@ -6,9 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from dpo_lab.config.brought import REFERENCE, Subject
-from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
-from dpo_lab.data.templates import Template, load_template
 from dpo_lab.inference.evals.answering import answer_prompts, by_name_and_key
 from dpo_lab.inference.evals.blind import Match
 from dpo_lab.inference.evals.deciders import by_judge, by_people
@@ -16,10 +14,8 @@ from dpo_lab.inference.evals.duel_report import COUNTED
 from dpo_lab.inference.evals.endpoint import Endpoint
 from dpo_lab.inference.evals.ledger import Ledger
 from dpo_lab.inference.evals.place import Place, data_facts, open_place
-from dpo_lab.inference.evals.prompts import PromptRow, wanted_prompts
+from dpo_lab.inference.evals.prompts import PromptRow, ask_for_prompts
 from dpo_lab.inference.stage import Stage
-from dpo_lab.models.locate import locate
-from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.runtime.errors import ConfigError, DataError, OutputError
 from dpo_lab.runtime.files import file_lock, short, write_json
 from dpo_lab.runtime.terminal import Terminal
@@ -85,7 +81,7 @@ def _compare(
     """Answer, ask people and judge, report."""
     assert config.judge is not None
     folder, names = place.path, (REFERENCE, *(s.name for s in subjects))
-    rows = wanted_prompts(config, _template(config, terminal), terminal.progress)
+    rows = ask_for_prompts(config, terminal)
     texts = _answers(config, rows, names, Ledger(folder / "answers.jsonl"), stage_loader, terminal)
     matches = matches_of(rows, names, texts)
     terminal.header(
@@ -152,13 +148,6 @@ def matches_of(rows: Sequence[PromptRow], names: Sequence[str], texts: Texts) ->
         for row in rows
         if row.key in texts
     ]
-
-
-def _template(config: Config, terminal: Terminal) -> Template:
-    """Without the model, which is loaded only where answers are missing."""
-    with terminal.working("loading the tokenizer") as say:
-        located = locate(config.model, expand(config.cache_dir), say, weights=False)
-        return load_template(load_tokenizer(located, config.model), config.template)
 
 
 def _what(config: Config, tree: dict[str, Any]) -> dict[str, Any]:

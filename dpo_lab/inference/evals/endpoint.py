@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
-from dpo_lab.config.schema import Judge
+from dpo_lab.config.door_schema import Judge
 from dpo_lab.runtime.errors import ConfigError, LabError
 
 LARGEST = 2**20  # bytes of a reply

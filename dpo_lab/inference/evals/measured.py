@@ -1,30 +1,24 @@
 """What results are measured against: the log-probs of their reference on disk, and the reference itself for the KL."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from dpo_lab.config.brought import REFERENCE
 from dpo_lab.config.paths import expand
-from dpo_lab.data.collate import microbatches
 from dpo_lab.data.types import Example
 from dpo_lab.inference import references, setup
+from dpo_lab.inference.reference_pass import ReferencePass
 from dpo_lab.inference.references import Source
 from dpo_lab.inference.stage import Stage
 from dpo_lab.inference.start import find_reference
-from dpo_lab.models.memory import NO_ROOM
 from dpo_lab.preference.forward import Forward, causal_lm
 from dpo_lab.preference.layout import Layout
-from dpo_lab.preference.ref_cache import RefCache, answer_key
-from dpo_lab.preference.reference import ModelContext, fill_cache
-from dpo_lab.runtime.errors import LabError, NoRoom
+from dpo_lab.preference.ref_cache import RefCache
+from dpo_lab.preference.reference import ModelContext
 from dpo_lab.runtime.terminal import Terminal
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,45 +113,14 @@ def fill(measure: Yardstick, stage: Stage, examples: Sequence[Example], terminal
     """Compute the log-probs that are not on disk yet; returns of how many pairs. Others who want the same wait.
 
     Raises:
+        LabError: the cache loses what is written to it.
         NoRoom: a single pair does not fit into the GPU's memory.
     """
-    keys = [[answer_key(e.prompt_ids, ids) for ids in (e.chosen_ids, e.rejected_ids)] for e in examples]
-    computed = 0
-    with measure.cache.filling(lambda: terminal.say("waiting for another run that computes the same reference")):
-        for _ in range(3):  # a damaged file may be found only by writing to it, and is then begun anew
-            missing = set(measure.cache.missing(key for pair in keys for key in pair))
-            todo = [row for row, pair in enumerate(keys) if missing & set(pair)]
-            if not todo:
-                return computed
-            computed += len(todo)
-            with terminal.progress("reference", len(examples), len(examples) - len(todo), unit="pairs") as bar:
-                _compute(measure, stage, [examples[row] for row in todo], bar.advance)
-    raise LabError(f"The reference cache {measure.cache.path} loses what is written to it. Check the disk.")
+    source, shape = measure.source, causal_lm(stage.model).config
 
+    def tokens() -> int:
+        own = setup.microbatch_tokens(stage.config, shape, stage.precision, stage.device)
+        return setup.reference_tokens(own, shape, source.precision, source.device)
 
-def _compute(measure: Yardstick, stage: Stage, todo: Sequence[Example], on_batch: Callable[[int], None]) -> None:
-    """The longest pairs first; where they do not fit into the memory, in smaller micro-batches."""
-    source = measure.source
-    own = setup.microbatch_tokens(stage.config, causal_lm(stage.model).config, stage.precision, stage.device)
-    tokens = setup.reference_tokens(own, causal_lm(stage.model).config, source.precision, source.device)
-    left = list(range(len(todo)))
-    while left:
-        shared = stage.passes.shared and not source.apart  # one apart may not share
-        layouts = microbatches([todo[i] for i in left], left, tokens=tokens, shared=shared)
-        layouts.reverse()
-        done = 0
-
-        def counted(n: int) -> None:
-            nonlocal done
-            done += 1
-            on_batch(n)
-
-        try:
-            fill_cache(measure.cache, layouts, measure.model, source.forward, device=source.device, on_batch=counted)
-        except torch.OutOfMemoryError as e:
-            if len(layouts[done]) == 1:
-                raise NoRoom(NO_ROOM) from e
-            tokens = max(1, tokens // 2)
-            torch.cuda.empty_cache()
-            log.warning("The GPU is out of memory in the reference pass: it goes on with %d tokens.", tokens)
-        left = sorted(row for layout in layouts[done:] for row in layout.index)
+    passing = ReferencePass(measure.cache, source, measure.model, stage.passes.shared, tokens, terminal)
+    return passing.fill([(examples, row) for row in range(len(examples))])

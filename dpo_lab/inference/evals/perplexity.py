@@ -1,10 +1,10 @@
 """How probable each model finds the chosen answers."""
 
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +13,7 @@ from dpo_lab.data.types import Example, Pair
 from dpo_lab.inference.evals.answering import fitted
 from dpo_lab.inference.evals.ledger import Ledger
 from dpo_lab.inference.evals.prompts import PromptRow
+from dpo_lab.inference.evals.sureness import Additive, Floats, ratio
 from dpo_lab.inference.setup import microbatch_tokens, reference_tokens
 from dpo_lab.inference.stage import Stage
 from dpo_lab.models.memory import NO_ROOM
@@ -70,14 +71,16 @@ def fill_nats(
                     bar.advance(len(layout))
 
 
-def perplexity(rows: Iterable[Mapping[str, Any]]) -> float:
-    """The exponential of the mean negative log-prob of a token, over all tokens of all answers."""
-    found = [(row["nats"], row["tokens"]) for row in rows]
-    tokens = sum(n for _, n in found)
-    if not tokens:
-        return math.nan
-    mean = sum(nats for nats, _ in found) / tokens
-    return math.exp(mean) if mean < 700 else math.inf  # beyond which there is no such number
+def perplexity(rows: Sequence[Mapping[str, Any] | None]) -> Additive:
+    """The exponential of the mean negative log-prob of a token, over all tokens of all answers; None adds nothing."""
+    found = [(0.0, 0) if row is None else (row["nats"], row["tokens"]) for row in rows]
+    mean = ratio(np.array([nats for nats, _ in found]), np.array([n for _, n in found], dtype=np.float64))
+
+    def of(sums: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            return np.exp(mean.of(sums))
+
+    return Additive(mean.sums, of)
 
 
 def _examples(stage: Stage, rows: Sequence[PromptRow]) -> list[Example | None]:

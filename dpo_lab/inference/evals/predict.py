@@ -1,26 +1,23 @@
 """evaluate.task=predict: every model answers the same prompts, and what the answers are like."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from dpo_lab.config.brought import REFERENCE, Subject
-from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.data.gather import title
-from dpo_lab.data.templates import Template, load_template
 from dpo_lab.inference.evals.answering import Known, answer_prompts, by_name_and_key, tokens_per_second
 from dpo_lab.inference.evals.ledger import Ledger
 from dpo_lab.inference.evals.perplexity import fill_nats, perplexity
 from dpo_lab.inference.evals.place import Place, data_facts, open_place
 from dpo_lab.inference.evals.predict_report import show, write_page
-from dpo_lab.inference.evals.prompts import PromptRow, wanted_prompts
-from dpo_lab.inference.evals.texts import Said, check_packages, text_metrics
+from dpo_lab.inference.evals.prompts import PromptRow, ask_for_prompts
+from dpo_lab.inference.evals.sureness import Additive, sureness
+from dpo_lab.inference.evals.texts import Said, additive_numbers, check_packages, variety
 from dpo_lab.inference.evals.words import is_chinese
 from dpo_lab.inference.stage import Stage
-from dpo_lab.models.locate import locate
-from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.runtime.errors import DataError, OutputError
 from dpo_lab.runtime.files import file_lock, read_json, short, write_json
 from dpo_lab.runtime.terminal import Terminal
@@ -63,7 +60,7 @@ def predict(
         terminal.say(f"evaluation {place.identity} is done; overwrite=true repeats it")
         show(terminal, done, place.path)
         return _flat(done)
-    rows = wanted_prompts(config, _template(config, terminal), terminal.progress)
+    rows = ask_for_prompts(config, terminal)
     place.note(done=False, task="predict")
     with file_lock(place.path / LOCK, wait=False) as held:
         if not held:
@@ -123,13 +120,6 @@ def _what(config: Config, tree: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _template(config: Config, terminal: Terminal) -> Template:
-    """The chat template, without the weights."""
-    with terminal.working("loading the tokenizer") as say:
-        located = locate(config.model, expand(config.cache_dir), say, weights=False)
-        return load_template(load_tokenizer(located, config.model), config.template)
-
-
 def _has_chosen(row: PromptRow) -> bool:
     return row.chosen is not None and bool(row.chosen.strip())
 
@@ -145,6 +135,10 @@ def _result(
         raise DataError(f"None of the {len(rows)} prompts can be answered. The first: {why}")
     chosen = [row for row in answered if _has_chosen(row)]
     names = (REFERENCE, *(s.name for s in subjects))
+    each = {name: _answered(name, answered, said, nats) for name in names}
+    numbers = {name: own.additive() for name, own in each.items()}
+    draws = config.evaluate.resamples
+    sure = sureness(numbers, REFERENCE, prompts=len(answered), resamples=draws, seed=config.seed)
     return {
         "task": "predict",
         "title": "prompts.own" if config.prompts.own else f"{title(config.data)}, {config.evaluate.split}",
@@ -160,20 +154,39 @@ def _result(
         "read_as_chinese": sum(is_chinese(row.chosen or "") for row in chosen),
         "generation": config.generation.model_dump() | {"seed": config.seed, "batch_size": config.evaluate.batch_size},
         "packages": {name: version(name) for name in ("sacrebleu", "rouge-score", "jieba")} if chosen else {},
-        "metrics": {name: _metrics(name, answered, said, nats) for name in names},
-    }
+        "resamples": draws,
+        "metrics": {name: own.metrics(numbers[name]) for name, own in each.items()},
+    } | sure.to_json()
 
 
-def _metrics(name: str, rows: Iterable[PromptRow], said: Known, nats: Known) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Answered:
+    """What one model said to the prompts that all could answer."""
+
+    said: list[Said]
+    nats: list[dict[str, Any] | None]
+    speed: float
+
+    def additive(self) -> dict[str, Additive]:
+        """The numbers that have intervals."""
+        found = additive_numbers(self.said)
+        if any(row is not None and row["tokens"] for row in self.nats):
+            found["perplexity"] = perplexity(self.nats)
+        return found
+
+    def metrics(self, additive: Mapping[str, Additive]) -> dict[str, float]:
+        """All numbers."""
+        values = {key: number.value for key, number in additive.items()}
+        return values | variety(self.said) | {"tokens_per_second": self.speed}
+
+
+def _answered(name: str, rows: Iterable[PromptRow], said: Known, nats: Known) -> _Answered:
     own = [(row, said[name, row.key]) for row in rows]
-    found = text_metrics(
-        [Said(a["answer"], a["ended"], a["tokens"], row.chosen if _has_chosen(row) else None) for row, a in own]
+    return _Answered(
+        [Said(a["answer"], a["ended"], a["tokens"], row.chosen if _has_chosen(row) else None) for row, a in own],
+        [nats.get((name, row.key)) for row, _ in own],
+        tokens_per_second([a for _, a in own]),
     )
-    if (probs := [nats[name, row.key] for row, _ in own if (name, row.key) in nats]) and any(
-        p["tokens"] for p in probs
-    ):
-        found["perplexity"] = perplexity(probs)
-    return found | {"tokens_per_second": tokens_per_second([a for _, a in own])}
 
 
 def _flat(result: dict[str, Any]) -> dict[str, float]:

@@ -13,13 +13,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from dpo_lab.config.brought import REFERENCE
 from dpo_lab.inference.evals.answering import Known
+from dpo_lab.inference.evals.compare import Estimate
 from dpo_lab.inference.evals.prompts import PromptRow
 from dpo_lab.inference.evals.refusals import refuses
 from dpo_lab.runtime.files import atomic_write, filled, short
 from dpo_lab.runtime.terminal import Terminal
 
 HERE = Path(__file__).parent
+MOST_BESIDE = 2  # results that have a column of differences in the terminal; the page has all
 # Key -> (what it is called, a note on it, digits, whether it is a share).
 NUMBERS = {
     "bleu4": ("BLEU-4", "of all answers against the chosen ones, 0 to 100", 2, False),
@@ -39,14 +42,22 @@ NUMBERS = {
 
 
 def show(terminal: Terminal, result: Mapping[str, Any], folder: Path) -> None:
-    """A table with a column for each model."""
-    metrics = result["metrics"]
+    """A table with a column for each model, and where there are few, one for what sets it apart from the reference."""
+    metrics, apart = result["metrics"], result["differences"]
+    beside = apart if len(apart) <= MOST_BESIDE else {}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(Text(f"{result['prompts']} prompts"))
     for name in metrics:
         table.add_column(Text(name), justify="right", overflow="fold")
+        if name in beside:
+            table.add_column(Text(f"less {REFERENCE}"), justify="right")
     for key, (title, *_) in _there(metrics).items():
-        table.add_row(Text(title), *(Text(value_text(key, found.get(key))) for found in metrics.values()))
+        cells = []
+        for name, found in metrics.items():
+            cells.append(Text(value_text(key, found.get(key))))
+            if name in beside:
+                cells.append(Text(difference_text(key, beside[name].get(key))))
+        table.add_row(Text(title), *cells)
     terminal.console.print(table)
     for line in notes(result):
         terminal.say(line)
@@ -70,6 +81,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         else f"temperature {g['temperature']:g}, top_p {g['top_p']:g}, seed {g['seed']}"
     )
     found.append(f"Answers: {how}, at most {g['max_new_tokens']} tokens.")
+    if result["differences"]:
+        found.append(
+            f"Differences in brackets: the middle 95 % of {result['resamples']:,} draws of the prompts, "
+            "the same ones for all models."
+        )
     if result["turns_cut"]:
         found.append(f"{result['turns_cut']} prompts lost their oldest turns to fit into the context.")
     if result["left_out"]:
@@ -84,6 +100,25 @@ def value_text(key: str, value: float | None) -> str:
         return "\u2013"
     _, _, digits, share = NUMBERS[key]
     return f"{100 * value:.{digits}f} %" if share else f"{value:,.{digits}f}"
+
+
+def difference_text(key: str, found: Mapping[str, float | None] | None) -> str:
+    """+1.2 [-0.3, 2.8], in the unit of the number; nothing where there is none."""
+    if found is None or found["value"] is None or not math.isfinite(found["value"]):
+        return ""
+    return f"{found['value'] * _scale(key):+,.{NUMBERS[key][2]}f} {interval_text(key, found)}".rstrip()
+
+
+def interval_text(key: str, found: Mapping[str, float | None] | None) -> str:
+    """[low, high], in the unit of the number; nothing where there is none."""
+    if found is None or found["low"] is None or found["high"] is None:
+        return ""
+    low, high = (f"{end * _scale(key):,.{NUMBERS[key][2]}f}" for end in (found["low"], found["high"]))
+    return f"[{low}, {high}]"
+
+
+def _scale(key: str) -> int:
+    return 100 if NUMBERS[key][3] else 1
 
 
 def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRow], said: Known) -> None:
@@ -108,7 +143,7 @@ def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRow],
         "css": (HERE / "predict.css").read_text(encoding="utf-8"),
         "js": (HERE / "predict.js").read_text(encoding="utf-8"),
         "notes": "".join(f"<p>{html.escape(line)}</p>" for line in notes(result)),
-        "table": _table(result["metrics"]),
+        "table": _table(result),
         "data": base64.b64encode(packed).decode(),
     }
     page = filled((HERE / "predict.html").read_text(encoding="utf-8"), parts)
@@ -133,10 +168,24 @@ def _there(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str, s
     return {key: spec for key, spec in NUMBERS.items() if any(key in found for found in metrics.values())}
 
 
-def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+def _table(result: Mapping[str, Any]) -> str:
+    """A row for each number, with its interval and what sets a model apart from the reference beneath."""
+    metrics = result["metrics"]
     heads = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in metrics)
     body = ""
     for key, (title, note, *_) in _there(metrics).items():
-        cells = "".join(f"<td>{value_text(key, found.get(key))}</td>" for found in metrics.values())
+        cells = "".join(f"<td>{_cell(result, name, key)}</td>" for name in metrics)
         body += f"<tr><th scope='row'>{html.escape(title)} <small>{html.escape(note)}</small></th>{cells}</tr>"
     return f"<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(result: Mapping[str, Any], name: str, key: str) -> str:
+    lines = [value_text(key, result["metrics"][name].get(key))]
+    alone = result["intervals"].get(name, {}).get(key)
+    apart = result["differences"].get(name, {}).get(key)
+    if said := interval_text(key, alone):
+        lines[0] += f" <small>{said}</small>"
+    if said := difference_text(key, apart):
+        clear = " class='clear'" if Estimate(**apart).clear else ""
+        lines.append(f"<small{clear} title='less {REFERENCE}'>{said}</small>")
+    return "<br>".join(lines)

@@ -13,11 +13,14 @@ from dpo_lab.config.schema import Config
 from dpo_lab.data.pairs import Pairs
 from dpo_lab.data.prepare import Split, read_pairs
 from dpo_lab.data.tables import Progress
-from dpo_lab.data.templates import Refusal, Template
+from dpo_lab.data.templates import Refusal, Template, load_template
 from dpo_lab.data.tokenize import CHUNK
 from dpo_lab.data.types import Message, Pair
+from dpo_lab.models.locate import locate
+from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.runtime.errors import ConfigError, DataError
+from dpo_lab.runtime.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,18 @@ class PromptRow:
     key: str
     ids: tuple[int, ...]
     tools: tuple[dict[str, Any], ...] = ()
+
+
+def ask_for_prompts(config: Config, terminal: Terminal) -> list[PromptRow]:
+    """The `wanted_prompts`, written with the model's tokenizer; its weights stay where they are.
+
+    Raises:
+        LabError: there is no tokenizer, or there are no prompts.
+    """
+    with terminal.working("loading the tokenizer") as say:
+        located = locate(config.model, expand(config.cache_dir), say, weights=False)
+        template = load_template(load_tokenizer(located, config.model), config.template)
+    return wanted_prompts(config, template, terminal.progress)
 
 
 def wanted_prompts(config: Config, template: Template, progress: Progress | None = None) -> list[PromptRow]:

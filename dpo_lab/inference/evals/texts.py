@@ -7,10 +7,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from dpo_lab.inference.evals.refusals import refuses
+from dpo_lab.inference.evals.sureness import Additive, Floats, ratio
 from dpo_lab.inference.evals.words import chinese_words, is_chinese, ngrams, units, words
 from dpo_lab.runtime.errors import ConfigError
 
@@ -43,48 +45,76 @@ def check_packages() -> None:
 
 
 def text_metrics(said: Sequence[Said]) -> dict[str, float]:
-    """The numbers of one model's answers: `text_numbers`, and `reference_metrics` where there are chosen answers."""
-    with_chosen = [(s.text, s.chosen) for s in said if s.chosen is not None and s.chosen.strip()]
-    return (reference_metrics(with_chosen) if with_chosen else {}) | text_numbers(said)
+    """The numbers of one model's answers: `additive_numbers` and `variety`."""
+    return {key: number.value for key, number in additive_numbers(said).items()} | variety(said)
 
 
-def text_numbers(said: Sequence[Said]) -> dict[str, float]:
-    """What needs nothing but the answers.
+def variety(said: Sequence[Said]) -> dict[str, float]:
+    """How varied the words of all answers are.
 
     distinct1, distinct2: different n-grams of words among all of all answers (Li et al., arXiv:1510.03055); longer
-        answers have less.
+        answers have less. Drawing an answer twice would have less as well, so there is no interval.
+    """
+    all_words = [words(s.text) for s in said]
+    return {f"distinct{n}": distinct(all_words, n) for n in (1, 2)}
+
+
+def additive_numbers(said: Sequence[Said]) -> dict[str, Additive]:
+    """What is a function of sums over the answers, in their order.
+
+    bleu4: corpus BLEU-4 (Papineni et al. 2002) by sacrebleu, of answers to which there is a chosen one.
+    rouge1, rouge2, rougeL: mean F1 in percent; see `rouge`.
     repetition: share of an answer's 4-grams of words and signs that were there before (seq-rep-4, arXiv:1908.04319).
     refusals: share of answers that decline; see `refusals`.
     truncated: share of answers that did not end by themselves.
     """
-    all_words = [words(s.text) for s in said]
-    return {
-        "distinct1": distinct(all_words, 1),
-        "distinct2": distinct(all_words, 2),
-        "tokens": fmean(s.tokens for s in said),
-        "characters": fmean(len(s.text) for s in said),
-        "repetition": fmean(repetition(s.text) for s in said),
-        "refusals": fmean(refuses(s.text) for s in said),
-        "truncated": fmean(not s.ended for s in said),
+    means = {
+        "tokens": [s.tokens for s in said],
+        "characters": [len(s.text) for s in said],
+        "repetition": [repetition(s.text) for s in said],
+        "refusals": [refuses(s.text) for s in said],
+        "truncated": [not s.ended for s in said],
     }
+    numbers = {key: _mean(values) for key, values in means.items()}
+    chosen = [s.chosen if s.chosen is not None and s.chosen.strip() else None for s in said]
+    if not any(chosen):
+        return numbers
+    scores = [None if c is None else rouge(s.text, c) for s, c in zip(said, chosen, strict=True)]
+    numbers |= {name: _mean([None if score is None else score[name] for score in scores]) for name in ROUGE}
+    counts = [np.zeros(10) if c is None else _bleu_counts(s.text, c) for s, c in zip(said, chosen, strict=True)]
+    return numbers | {"bleu4": Additive(np.stack(counts), _bleu)}
 
 
-def reference_metrics(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """BLEU-4 of all answers together, and the mean F1 of ROUGE-1, 2 and L, of (answer, chosen answer).
+def _mean(values: Sequence[float | None]) -> Additive:
+    """Over those that there are."""
+    there = np.array([value is not None for value in values], dtype=np.float64)
+    return ratio(np.array([value or 0.0 for value in values], dtype=np.float64), there)
 
-    Whether words are cut as in Chinese is decided by the chosen answer, so that every model is measured alike.
+
+def _bleu_counts(answer: str, chosen: str) -> Floats:
+    """(10,): the lengths of both, then matched and all n-grams for n = 1 to 4.
+
+    Whether words are cut as in Chinese (sacrebleu's zh, else 13a) is decided by the chosen answer, so that every model
+    is measured alike.
     """
-    scores = [rouge(answer, chosen) for answer, chosen in pairs]
-    return {"bleu4": bleu(pairs)} | {name: fmean(s[name] for s in scores) for name in ROUGE}
-
-
-def bleu(pairs: Iterable[tuple[str, str]]) -> float:
-    """Corpus BLEU-4 (Papineni et al. 2002) by sacrebleu, each pair cut by its own tokenizer: zh, or 13a."""
     from sacrebleu.metrics.bleu import BLEU
 
-    cut = [[_bleu_tokens(is_chinese(chosen))(text.rstrip()) for text in (answer, chosen)] for answer, chosen in pairs]
+    cut = _bleu_tokens(is_chinese(chosen))
     # The texts are cut already; force says that this is meant.
-    return BLEU(tokenize="none", force=True).corpus_score([c[0] for c in cut], [[c[1] for c in cut]]).score
+    found = BLEU(tokenize="none", force=True, effective_order=True).sentence_score(
+        cut(answer.rstrip()), [cut(chosen.rstrip())]
+    )
+    return np.array([found.sys_len, found.ref_len, *found.counts, *found.totals], dtype=np.float64)
+
+
+def _bleu(sums: Floats) -> Floats:
+    """(S, 10) summed counts -> (S,) BLEU-4, up to 100."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    rows = (row.astype(int).tolist() for row in sums.round())
+    return np.array(
+        [BLEU.compute_bleu(r[2:6], r[6:], r[0], r[1], smooth_method="exp").score for r in rows], dtype=np.float64
+    )
 
 
 @cache
