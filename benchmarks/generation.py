@@ -133,7 +133,10 @@ class Sides:
         begun = time.perf_counter()
         with self.no_grad():
             out = self.model.generate(
-                **inputs.to(self.model.device), max_new_tokens=self.sampling.max_new_tokens, do_sample=False
+                **inputs.to(self.model.device),
+                max_new_tokens=self.sampling.max_new_tokens,
+                do_sample=False,
+                repetition_penalty=self.sampling.repetition_penalty,  # else the one of the model's file, if it has one
             )
         seconds = time.perf_counter() - begun
         ends = self.model.generation_config.eos_token_id

@@ -119,14 +119,18 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _check_alike(first: Subject, other: Subject) -> None:
-    """Two results must be of one base, loaded and spoken to in the same way."""
+    """Two results must be of one base and one start, loaded and spoken to in the same way.
+
+    Weights that were trained as a whole need no base to speak, but token ids, template and reference of all are the
+    first result's: what another model was trained from would be measured by them.
+    """
     for what, path in (
         ("base", ("model", "base")),
         ("rope scaling", ("model", "rope")),
         ("start", ("model", "identity")),
     ):
         a, b = (_at(s.facts, path) for s in (first, other))
-        if a != b and not (first.whole or other.whole):
+        if a != b:
             names = [f"{s.path} ({_at(s.facts, ('model', 'name'))})" for s in (first, other)]
             raise ConfigError(f"{names[0]} and {names[1]} are of another {what}. Give them to calls of their own.")
     for group, kind in (("quant", Quant), ("template", Template)):

@@ -72,7 +72,7 @@ def read_command(argv: Sequence[str], primary: str = "train") -> Command:
     # Hydra would compose every job again before the first, 0.2 s each; they have all just been checked.
     Sweeper.validate_batch_is_legal = _already_checked
     if multirun and verdict.cfg is not None and verdict.cfg.sweep.name is None:
-        overrides.append(f"sweep.name={default_name(given)}")
+        overrides.append(f"sweep.name={default_name(given, sources)}")
     return Command(_joined(flags, overrides), _joined(flags, []), given, sources, verdict.cfg, multirun)
 
 

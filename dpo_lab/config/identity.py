@@ -16,17 +16,16 @@ from dpo_lab.runtime.files import digest, fingerprint
 
 # Where results go, how they are shown and where they are computed: none of it changes them.
 _OUTSIDE = {
-    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "preview")
-    + ("bench", "output", "profile", "launcher", "sweeper", "study", "prune")
-    # of the doors after training, where a result's own configuration counts
-    + ("run", "adapter", "force", "evaluate", "judge", "harness", "chat", "prompt", "prompt_file", "format", "export")
-    + ("serve",),
+    "": ("output_dir", "cache_dir", "logger", "sweep", "plan", "overwrite", "hydra", "doctor", "launcher", "sweeper")
+    + ("study", "prune"),
     "data": ("workers",),
     "reference": ("device",),
     "trainer": ("accelerator", "devices", "forward", "lean", "microbatch_tokens", "compile", "log_every")
     + ("checkpoint_every",),
 }
-
+# Of the other doors. After training a result's own configuration counts, and not how it is looked at.
+_DOORS = ("preview", "bench", "output", "profile", "run", "adapter", "force", "evaluate", "judge", "harness", "chat")
+_DOORS += ("prompt", "prompt_file", "format", "export", "serve")
 
 SUFFIXES = frozenset(inputs.SUFFIXES)
 
@@ -37,11 +36,17 @@ def run_id(tree: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def is_outside(key: str) -> bool:
+    """Whether a key of training's configuration changes no result, so that it is no part of a run's id."""
+    group, _, inner = key.replace("/", ".").partition(".")
+    return group in _OUTSIDE[""] or inner.partition(".")[0] in _OUTSIDE.get(group, ())
+
+
 def decisive(tree: dict[str, Any]) -> dict[str, Any]:
     """What of a resolved config decides a run's result: input paths as the content they name, no output paths."""
     tree = _normal(tree)
     memo = expand(tree["cache_dir"]) / "fingerprints"
-    kept: dict[str, Any] = {k: v for k, v in tree.items() if k not in _OUTSIDE[""]}
+    kept: dict[str, Any] = {k: v for k, v in tree.items() if k not in (*_OUTSIDE[""], *_DOORS)}
     for group, keys in _OUTSIDE.items():
         if group in kept:
             kept[group] = {k: v for k, v in kept[group].items() if k not in keys}

@@ -45,10 +45,13 @@ class Study(Group):
 
 
 class Prune(Group):
-    """conf/prune: when a trial is given up."""
+    """conf/prune: when a trial is given up. Of the metrics of an evaluation those that say which trial is better."""
 
     name: Literal["none", "asha", "median"]
-    metric: Annotated[str, Field(pattern=r"^val/\S+$")]
+    metric: Literal[
+        "val/rewards/accuracies", "val/rewards/margins", "val/rewards/chosen", "val/logratios/margins",
+        "val/logratios/chosen", "val/logps/chosen", "val/loss", "val/kl",
+    ]  # fmt: skip
     first_step: Positive
     startup: Count
     factor: Annotated[int, Field(ge=2, strict=True)]

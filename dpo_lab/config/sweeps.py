@@ -1,18 +1,20 @@
 """The combinations of a multirun, and the name of the folder that they share."""
 
-import hashlib
+import copy
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
-from dpo_lab.config.overrides import Given
-from dpo_lab.config.sources import Sources, content
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-# Where results go and how they are shown: the same sweep continues in the same folder whatever these say.
-_OUTSIDE = re.compile(
-    r"(output_dir|cache_dir|logger|overwrite|plan|sweep|hydra|launcher|sweeper|study|prune|trainer\.accelerator)([./].*)?"
-)
+from dpo_lab.config.identity import is_outside, run_id
+from dpo_lab.config.overrides import Given
+from dpo_lab.config.resolvers import plain
+from dpo_lab.config.sources import Sources, Uncomposable, composed, content
+from dpo_lab.runtime.files import digest
 
 MOST = 2000  # combinations that are all looked at before a sweep begins; a search of more tries a few of them
 
@@ -36,13 +38,36 @@ def swept_part(combination: Sequence[str], given: Sequence[Given]) -> str:
     return " ".join(text for text, g in zip(combination, given, strict=True) if g.swept)
 
 
-def default_name(given: Sequence[Given]) -> str:
-    """`lr_beta-1a2b3c4d`: the swept keys, and a hash of the overrides that are the same in every job."""
-    axes = "_".join(re.split(r"[./]", g.key)[-1] for g in given if g.swept) or "single"
-    fixed = sorted(g.text for g in given if not g.swept and not _OUTSIDE.fullmatch(g.key))
-    digest = hashlib.sha256("\0".join(fixed).encode()).hexdigest()[:8]
-    axes = re.sub(r"[^A-Za-z0-9_-]", "", axes)[:60]
-    return f"{axes}-{digest}"
+def default_name(given: Sequence[Given], sources: Sources) -> str:
+    """`beta_lr-1a2b3c4d`: the swept keys, and a hash of them and of what is the same in every job.
+
+    The order of the words is no part, nor how a value is written, nor what is no part of a run's id: a sweep goes on in
+    its folder with smaller micro-batches too.
+    """
+    axes = sorted(g.key for g in given if g.swept)
+    name = "_".join(re.split(r"[./]", key)[-1] for key in axes) or "single"
+    name = re.sub(r"[^A-Za-z0-9_-]", "", name)[:60]
+    return f"{name}-{digest(*axes, _fixed(given, sources))[:8]}"
+
+
+def _fixed(given: Sequence[Given], sources: Sources) -> str:
+    """What the words that are the same in every job come to: the id of the run that they would be without the axes."""
+    kept = [g for g in given if not g.swept]
+    if sources.primary == "train":  # elsewhere the id is that of the result that is looked at
+        try:
+            return run_id(plain(_without_gaps(composed(sources, tuple(g.text for g in kept)))))
+        except (Uncomposable, OmegaConfBaseException):
+            pass  # a word is about an option that only the axes choose
+    values = [(g.text.partition("=")[0], g.override.value()) for g in kept if not is_outside(g.key)]
+    return json.dumps(sorted(values, key=lambda pair: pair[0]), sort_keys=True, default=str)
+
+
+def _without_gaps(cfg: DictConfig) -> DictConfig:
+    """With null where an axis would say what is missing."""
+    own = copy.deepcopy(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    for key in OmegaConf.missing_keys(own):
+        OmegaConf.update(own, key, None)
+    return own
 
 
 def with_study(typed: Iterable[str], sources: Sources, *, multirun: bool) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """Answers to prompts, in batches, of one model or of several that share a base."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpo_lab.data.templates import Template
-from dpo_lab.inference.sampler import Drawn, Sampling
+from dpo_lab.inference.sampler import Drawn, Repetition, Sampling
 from dpo_lab.inference.stage import Stage
 from dpo_lab.models import mixed
 from dpo_lab.models.precision import Precision
@@ -26,6 +26,7 @@ class Asked:
 
     name: str  # of the stage
     ids: list[int]  # with the generation prompt
+    seed: int | None = None  # of its draws; None: the sampling's
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def answers(
 ) -> list[Answer]:
     """The answers, one batch for all that can be computed together.
 
-    Rows of one base with several adapters, or with one and without, go through the base together. A sampled answer is a
-    function of seed, prompt and model: neither batch mates nor their number change more than the last bits.
+    Rows of one base with several adapters, or with one and without, go through the base together. An answer is a
+    function of sampling, seed, prompt and model: neither batch mates nor their number change more than the last bits.
 
     Args:
         stage: who is loaded.
@@ -73,9 +74,15 @@ def answers(
                 opened.enter_context(mixed.rows(model, [stage.adapter_of(name) for name in names]))
             else:
                 model = opened.enter_context(stage.speaking(names[0]))
-            told = _placed(on_text, group)
             made = generate(
-                model, [r.ids for r in rows], stage.template, sampling, stage.precision, on_text=told, stop=stop
+                model,
+                [row.ids for row in rows],
+                stage.template,
+                sampling,
+                stage.precision,
+                seeds=[sampling.seed if row.seed is None else row.seed for row in rows],
+                on_text=_placed(on_text, group),
+                stop=stop,
             )
         for place, answer in zip(group, made, strict=True):
             found[place] = answer
@@ -103,54 +110,85 @@ def generate(
     sampling: Sampling,
     precision: Precision,
     *,
+    seeds: Sequence[int] | None = None,
     on_text: OnText | None = None,
     stop: Event | None = None,
 ) -> list[Answer]:
     """Continuations of prompts, one batch for all.
 
+    Of the model's own generation_config nothing counts but what ends an answer: how tokens are chosen is `sampling`'s.
+
     Args:
         model: a PEFT or transformers model in eval mode.
         prompts: token ids with the generation prompt.
-        template: says what ends an answer.
+        template: says what ends an answer; see `ends_of`.
         sampling: how tokens are chosen.
         precision: dtypes.
+        seeds: of the draws of each prompt; None: all have the sampling's.
         on_text: called with (row, text) as text comes.
         stop: once set, the answers end where they are.
     """
-    from transformers import LogitsProcessorList, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     tokenizer, lm = template.tokenizer, causal_lm(model)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else template.end_of_turn[-1]
     width = max(len(p) for p in prompts)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=lm.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=lm.device)
-    ends = {template.end_of_turn[-1]} | ({tokenizer.eos_token_id} - {None})
+    ends = ends_of(lm, template)
     speaker = None if on_text is None else _Speaker(tokenizer, len(prompts), ends, on_text)
-    drawn = [] if sampling.greedy else [Drawn(sampling, [list(p) for p in prompts])]
-    more = {}
+    chosen: list[Any] = []
     if sampling.repetition_penalty != 1.0:
-        more["repetition_penalty"] = sampling.repetition_penalty
+        chosen.append(Repetition(sampling.repetition_penalty, width - mask.sum(dim=1)))
+    if not sampling.greedy:
+        chosen.append(Drawn(sampling, prompts, [sampling.seed] * len(prompts) if seeds is None else seeds))
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+        use_cache=True,
+    )
     autocast = precision.autocast
-    with quiet_loading(), torch.autocast(lm.device.type, dtype=autocast, enabled=autocast is not None):
+    with quiet_loading(), _plain(lm), torch.autocast(lm.device.type, dtype=autocast, enabled=autocast is not None):
         out = lm.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad,
-            use_cache=True,
+            generation_config=config,
             streamer=speaker,
-            logits_processor=LogitsProcessorList(drawn),
+            logits_processor=LogitsProcessorList(chosen),
             stopping_criteria=StoppingCriteriaList([] if stop is None else [_Stop(stop)]),
-            **more,
         )
     if speaker is not None:
         speaker.flush()
     return [_answer(row, ends, tokenizer) for row in out[:, width:].tolist()]
+
+
+def ends_of(model: Any, template: Template) -> set[int]:
+    """Tokens that end an answer: the template's, the tokenizer's, and those of the model's own generation_config.
+
+    Args:
+        model: a PEFT or transformers model.
+        template: of the prompts.
+    """
+    own = causal_lm(model).generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return {template.end_of_turn[-1], template.tokenizer.eos_token_id, *listed} - {None}
+
+
+@contextmanager
+def _plain(lm: Any) -> Iterator[None]:
+    """While the context is open the model has no way of its own to choose tokens.
+
+    transformers fills what a call leaves open from the model's generation_config: Qwen2.5's has a penalty for repetition.
+    """
+    from transformers import GenerationConfig
+
+    own, lm.generation_config = lm.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        lm.generation_config = own
 
 
 def _answer(row: list[int], ends: set[int], tokenizer: Any) -> Answer:

@@ -1,5 +1,6 @@
 """How the next token is chosen: the most probable one, or one that is drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ class Sampling:
         temperature: of the softmax; 0 takes the most probable token.
         top_p: the most probable tokens that make up this much are drawn from; 1: all.
         top_k: so many of the most probable tokens are drawn from; 0: all.
-        repetition_penalty: divides the logits of what was said before (Keskar et al., arXiv:1909.05858); 1: none.
+        repetition_penalty: makes what was said before, in the prompt too, less probable; see `Repetition`. 1: none.
         seed: of the draws.
     """
 
@@ -41,16 +42,45 @@ class Sampling:
         return self.temperature == 0.0
 
 
-@dataclass
+@dataclass(eq=False)
+class Repetition:
+    """A logits processor that divides the logits of what a row holds already (Keskar et al., arXiv:1909.05858).
+
+    transformers' own takes padding for something that was said, so that an answer would depend on its batch mates.
+
+    Attributes:
+        penalty: positive logits are divided by it, negative ones multiplied.
+        padding: how many tokens before each row's prompt are none of it: (B,).
+    """
+
+    penalty: float
+    padding: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, T), (B, V) -> (B, V)."""
+        first = self.padding[:, None]  # the first token of a row stands for its padding: twice is as once
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        said = torch.where(places < first, input_ids.gather(1, first), input_ids)
+        logits = scores.gather(1, said)
+        return scores.scatter(1, said, torch.where(logits < 0, logits * self.penalty, logits / self.penalty))
+
+
+@dataclass(eq=False)
 class Drawn:
     """A logits processor after which the largest logit is a draw from the tempered, cut distribution (Gumbel-max).
 
-    Each row has a generator of its own, seeded by `sampling.seed` and its prompt, so that an answer does not depend on
-    the rows beside it, and policy and reference draw alike where they agree.
+    Each row has a generator of its own, seeded by its seed and its prompt, so that an answer does not depend on the
+    rows beside it, and policy and reference draw alike where they agree.
+
+    Attributes:
+        sampling: temperature and cuts; its seed is not looked at.
+        prompts: token ids of each row.
+        seeds: of each row.
     """
 
     sampling: Sampling
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]
     generators: list[torch.Generator] = field(init=False)
     warpers: list[Any] = field(init=False)
 
@@ -59,7 +89,8 @@ class Drawn:
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         s = self.sampling
-        seeds = [int(digest(f"{s.seed} {prompt}"), 16) % 2**63 for prompt in self.prompts]
+        drawn = zip(self.seeds, self.prompts, strict=True)
+        seeds = [int(digest(f"{seed} {list(prompt)}"), 16) % 2**63 for seed, prompt in drawn]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.warpers = [TemperatureLogitsWarper(s.temperature)]
         if s.top_k:

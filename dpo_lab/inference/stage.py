@@ -1,5 +1,6 @@
 """One base in memory, and everything that speaks with it: the reference and each result."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +15,22 @@ from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.data.templates import Template, load_template
 from dpo_lab.inference import setup
+from dpo_lab.inference.bases import is_base
 from dpo_lab.inference.passes import Passes, choose_passes
 from dpo_lab.inference.start import Start, find_start
 from dpo_lab.models.load import load_model
 from dpo_lab.models.locate import Located
+from dpo_lab.models.lora import attach
 from dpo_lab.models.precision import Precision, resolve_precision
-from dpo_lab.models.quiet import quiet_loading, quiet_running
+from dpo_lab.models.quiet import quiet_running
+from dpo_lab.models.rope import reach
 from dpo_lab.models.tokenizer import load_tokenizer
 from dpo_lab.preference.forward import causal_lm
 from dpo_lab.runtime.errors import ModelError
 from dpo_lab.runtime.files import read_json
 from dpo_lab.runtime.terminal import Terminal
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,8 @@ class Stage:
 
     @property
     def context(self) -> int | None:
-        """Tokens of a prompt and its answer that the model was made for; None where it does not say."""
-        limit = getattr(causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
+        """Tokens of a prompt and its answer that the model was made for, or made to reach; None where it does not say."""
+        return reach(causal_lm(self.model).config)
 
     def adapter_of(self, name: str) -> str | None:
         """PEFT's name of the adapter that a name speaks with; None for the bare base.
@@ -102,8 +107,8 @@ def load_stage(config: Config, subjects: Sequence[Subject], terminal: Terminal) 
         terminal: shows what is loaded.
 
     Raises:
-        ModelError: an adapter is not of this base.
-        ConfigError: what is asked does not go with the machine or the model.
+        ModelError: a result is not of this base, or of a kind that the lab does not compute.
+        ConfigError: what is asked does not go with the machine or the model, or an adapter is on the LM head.
     """
     cache_dir = expand(config.cache_dir)
     with terminal.working("loading the model") as say:
@@ -112,7 +117,7 @@ def load_stage(config: Config, subjects: Sequence[Subject], terminal: Terminal) 
         precision = resolve_precision(config, accelerator)
         start = find_start(config, cache_dir, say)
         for subject in subjects:
-            _check_base(subject, start, cache_dir)
+            _check_base(config, subject, start, cache_dir)
         template = load_template(load_tokenizer(start.located, config.model), config.template)
         base = _load(config, start.located, precision, device)
         model = _with_adapters(base, start, [s for s in subjects if not s.whole])
@@ -141,34 +146,38 @@ def _with_adapters(base: Any, start: Start, results: Sequence[Subject]) -> Any:
     folders |= {f"result{i}": s.result for i, s in enumerate(results)}
     model = base
     for name, folder in folders.items():
-        model = _attach(model, name, folder)
+        model = attach(model, folder, name)
     return model.eval() if folders else base
 
 
-def _attach(model: Any, name: str, folder: Path) -> Any:
-    from peft import PeftModel
+def _check_base(config: Config, subject: Subject, start: Start, cache_dir: Path) -> None:
+    """A result belongs to the base it was trained on; an adapter of elsewhere only says that base's name.
 
-    try:
-        with quiet_loading():
-            if not hasattr(model, "peft_config"):
-                return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=False)
-            model.load_adapter(folder, adapter_name=name, is_trainable=False)
-            return model
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
-        made_for = (read_json(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
-        raise ModelError(
-            f"The adapter in {folder} was made for {made_for or 'another model'} and does not fit "
-            f"{causal_lm(model).config.name_or_path}: {str(e).strip().splitlines()[0][:200]}"
-        ) from e
-
-
-def _check_base(subject: Subject, start: Start, cache_dir: Path) -> None:
-    """A result belongs to the base it was trained on; an adapter of elsewhere only says that base's name."""
+    Raises:
+        ModelError: it is of another base; force=true lets a name pass.
+    """
     trained_on = (subject.facts.get("model") or {}).get("base")
-    if subject.whole or trained_on is None:
+    if trained_on is not None:
+        if trained_on != start.located.identity(cache_dir):
+            raise ModelError(
+                f"{subject.path} was trained on {subject.facts['model'].get('name')}, not on {start.located.name} as it is "
+                f"in {start.located.path}. Drop model=, or give the model of the run."
+            )
         return
-    if trained_on != start.located.identity(cache_dir):
+    if subject.whole:
+        return
+    made_for = (read_json(subject.result / "adapter_config.json") or {}).get("base_model_name_or_path")
+    same = is_base(made_for, start.located, config.model, cache_dir) if isinstance(made_for, str) and made_for else None
+    if same is False and not config.force:
         raise ModelError(
-            f"{subject.path} was trained on {subject.facts['model'].get('name')}, not on {start.located.name} as it is in "
-            f"{start.located.path}. Drop model=, or give the model of the run."
+            f"The adapter in {subject.path} was made for {made_for}, not for {start.located.name} in {start.located.path}. "
+            "Give its own model with model=, or add force=true to go on all the same."
+        )
+    if same is not True and made_for:
+        log.warning(
+            "The adapter in %s was made for %s, and nothing shows that %s in %s is the same. Check it.",
+            subject.path,
+            made_for,
+            start.located.name,
+            start.located.path,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpo_lab.config.rules.after import unsupported
 from dpo_lab.config.schema import Lora
 from dpo_lab.models import targets
 from dpo_lab.models.adapter_init import initialise
@@ -63,23 +64,15 @@ def continued_adapter(model: Any, folder: Path, lora: Lora, *, copy: bool) -> An
         ConfigError: `lora` says otherwise than the adapter.
         ModelError: the adapter is not of this model, or no LoRA adapter.
     """
-    from peft import PeftConfig, PeftModel
-
     _check_settings(model, folder, lora)
     layers = targets.targeted(model, lora.target_modules)
     layers -= {layer for layer in layers for one in lora.modules_to_save if f".{layer}".endswith(f".{one}")}
-    try:
-        with quiet_loading():
-            config: Any = PeftConfig.from_pretrained(str(folder))
-            config.lora_dropout = lora.dropout
-            peft: Any = PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
-            if copy:
-                _add_copy(peft, folder)
-    except (OSError, ValueError, RuntimeError, KeyError) as e:
-        raise ModelError(f"The adapter in {folder} does not fit this model: {str(e).splitlines()[0][:200]}") from e
-    _check_head(peft)
+    peft = attach(model, folder, "default", trainable=True, dropout=lora.dropout)
+    if copy:
+        attach(peft, folder, COPY)
+        peft.set_adapter("default")
     if {name for name, layer in peft.get_base_model().named_modules() if hasattr(layer, "lora_A")} != layers:
-        there = config.target_modules
+        there = peft.peft_config["default"].target_modules
         words = there if isinstance(there, str) else f"[{','.join(sorted(there))}]"
         raise ConfigError(
             f"The adapter in {folder} is on other layers than lora.target_modules={lora.target_modules} means. Add "
@@ -87,18 +80,6 @@ def continued_adapter(model: Any, folder: Path, lora: Lora, *, copy: bool) -> An
         )
     _full_precision(peft)
     return peft
-
-
-def _add_copy(peft: Any, folder: Path) -> None:
-    with warnings.catch_warnings():
-        # PEFT ties embedding and head for the first adapter only, and says so for the second.
-        warnings.filterwarnings("ignore", message=".*no tied modules were found.*")
-        peft.load_adapter(folder, adapter_name=COPY, is_trainable=False)
-    base = peft.get_base_model()
-    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if peft.peft_config["default"].ensure_weight_tying and COPY not in head.modules_to_save:
-        head.update(COPY, tied_module=embedding.modules_to_save[COPY])
-    peft.set_adapter("default")
 
 
 def _check_settings(model: Any, folder: Path, lora: Lora) -> None:
@@ -136,16 +117,25 @@ def _word(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _check_head(peft: Any) -> None:
-    """The lab applies the LM head itself and by its weight alone: an adapter on it would be passed over."""
+def _check_head(peft: Any, folder: Path | None = None) -> None:
+    """The lab applies the LM head itself and by its weight alone: an adapter on it would be passed over.
+
+    Args:
+        peft: with its adapter.
+        folder: where the adapter was saved; None for a fresh one.
+    """
     base = peft.get_base_model()
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    names = f"The adapter in {folder} is on" if folder else "lora.target_modules names"
+    advice = "Merge it into its model with PEFT, and give that as model.path." if folder else "Leave it out."
     if hasattr(head, "lora_A"):
-        raise ConfigError("lora.target_modules names the LM head, which cannot carry an adapter here. Leave it out.")
+        raise ConfigError(f"{names} the LM head, which cannot carry an adapter here. {advice}")
     if hasattr(embedding, "lora_A") and embedding.weight is head.weight:
+        if not folder:
+            advice = "Leave it out, or train both as one with lora.modules_to_save=[embed_tokens]."
         raise ConfigError(
-            "lora.target_modules names the input embedding, whose weight is the LM head's too: with an adapter on one of "
-            "them the two would part. Leave it out, or train both as one with lora.modules_to_save=[embed_tokens]."
+            f"{names} the input embedding, whose weight is the LM head's too: with an adapter on one of them the two "
+            f"would part. {advice}"
         )
 
 
@@ -169,13 +159,89 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def attached_adapter(model: Any, folder: Path) -> Any:
-    """A model with a saved adapter, frozen, whatever its rank and kind."""
-    from peft import PeftModel
+    """A model with a saved adapter, frozen, whatever its rank and kind.
 
+    Raises:
+        ModelError, ConfigError: see `attach`.
+    """
+    return attach(model, folder, "default").eval()
+
+
+def attach(model: Any, folder: Path, name: str, *, trainable: bool = False, dropout: float | None = None) -> Any:
+    """A PEFT model with one more saved adapter, all of whose weights are used.
+
+    Args:
+        model: the base, or a PEFT model, which is changed.
+        folder: of the adapter.
+        name: what PEFT calls it.
+        trainable: otherwise it is frozen.
+        dropout: None leaves the adapter's own.
+
+    Raises:
+        ModelError: the adapter is not of this model, or of a kind that the lab does not compute.
+        ConfigError: it is on the LM head.
+    """
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+    from safetensors import SafetensorError
+
+    if why := unsupported(folder):
+        raise ModelError(f"The adapter in {folder} {why}")
+    first = not hasattr(model, "peft_config")
+    base = model if first else model.get_base_model()
     try:
-        with quiet_loading():
-            peft: Any = PeftModel.from_pretrained(model, folder, is_trainable=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as e:
-        raise ModelError(f"The adapter in {folder} does not fit this model: {str(e).splitlines()[0][:200]}") from e
-    _check_head(peft)
-    return peft.eval()
+        with quiet_loading(), warnings.catch_warnings():
+            # PEFT ties embedding and head for the first adapter only, and says so for the others.
+            warnings.filterwarnings("ignore", message=".*no tied modules were found.*")
+            config: Any = PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = not trainable
+            config.lora_dropout = config.lora_dropout if dropout is None else dropout
+            if first:
+                kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+                model = kind(model, config, name)
+            else:
+                model.add_adapter(name, config)
+            _tie(base, name, wanted=config.ensure_weight_tying)  # before the weights: the file has both modules
+            names = getattr(base, "_checkpoint_conversion_mapping", {})
+            loaded = model.load_adapter(folder, name, is_trainable=trainable, key_mapping=names)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise ModelError(
+            f"The adapter in {folder} was made for {_made_for(folder)} and does not fit {base.config.name_or_path}: {reason}"
+        ) from e
+    _check_whole(loaded, base, folder, name)
+    _check_head(model, folder)
+    return model
+
+
+def _tie(base: Any, name: str, *, wanted: bool) -> None:
+    """Where an adapter trains embedding and LM head as one, its head is its embedding."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    trained = getattr(embedding, "modules_to_save", {})
+    original = [getattr(module, "original_module", module) for module in (embedding, head)]
+    if not wanted or name not in trained or original[0].weight is not original[1].weight:
+        return
+    if not hasattr(head, "modules_to_save"):  # of the adapters before, one had parted the two
+        from peft.utils import ModulesToSaveWrapper
+
+        head = ModulesToSaveWrapper(head, name, tied_module=trained[name])
+        head.set_adapter([])
+        base.set_output_embeddings(head)
+    elif name not in head.modules_to_save:
+        head.update(name, tied_module=trained[name])
+
+
+def _check_whole(loaded: Any, base: Any, folder: Path, name: str) -> None:
+    """Weights that the file lacks, or that found no place, are of another model: half an adapter is none."""
+    lacking = [key for key in loaded.missing_keys if name in key.split(".")]
+    left = [key for key in loaded.unexpected_keys if "lora_" in key or "trainable_tokens" in key]
+    for keys, what in ((lacking, "has no weights for"), (left, "has weights for layers that are not there:")):
+        if keys:
+            raise ModelError(
+                f"The adapter in {folder} was made for {_made_for(folder)} and does not fit {base.config.name_or_path}: it "
+                f"{what} {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}. Give the model that it was made for."
+            )
+
+
+def _made_for(folder: Path) -> str:
+    saved = read_json(folder / "adapter_config.json")
+    return (saved.get("base_model_name_or_path") if isinstance(saved, dict) else None) or "another model"

@@ -1,28 +1,72 @@
 """Linear layers as generation needs them: few rows at a time, each with an adapter of its own or with none."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpo_lab.models.lean import LORA_LAYERS, MLP_NAMES
+from dpo_lab.preference.forward import causal_lm
 
 FEW = 8  # rows up to which a product on a CPU is faster the other way round
 Product = Callable[[Tensor], Tensor]
+_tried: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], bool]] = WeakKeyDictionary()  # adapters, what came of it
 
 
 def mixes(model: nn.Module) -> bool:
-    """Whether rows of one batch can have different adapters: plain LoRA on linear layers, and nothing else trained."""
-    configs = getattr(model, "peft_config", {}).values()
-    if any(c.use_dora or c.modules_to_save or getattr(c, "trainable_token_indices", None) for c in configs):
+    """Whether rows of one batch can have different adapters.
+
+    That takes plain LoRA on linear layers and nothing else that was trained; and layers that see which token is of which
+    row. A mixture of experts may hand all tokens of a batch to a layer as one list.
+    """
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    if not all(map(_only_lora, configs.values())) or not all(_plain(m) for m in model.modules() if _adapts(m)):
         return False
-    layers: list[Any] = [m for m in model.modules() if hasattr(m, "lora_A")]
-    return all(
-        type(m).__name__ in LORA_LAYERS and not m.merged and not getattr(m, "fan_in_fan_out", False) for m in layers
-    )
+    if not configs:
+        return True
+    names = tuple(configs)
+    if _tried.get(model, ((), False))[0] != names:
+        _tried[model] = names, _sees_rows(model)
+    return _tried[model][1]
+
+
+def _only_lora(config: Any) -> bool:
+    """Whether an adapter of this configuration consists of A and B alone."""
+    return config.peft_type == "LORA" and not (config.modules_to_save or config.trainable_token_indices)
+
+
+def _adapts(module: nn.Module) -> bool:
+    return hasattr(module, "lora_A")
+
+
+def _plain(layer: Any) -> bool:
+    """Whether a LoRA layer adds B A x, scaled, and nothing else: no variant such as DoRA or aLoRA, and no biases."""
+    if type(layer).__name__ not in LORA_LAYERS or layer.merged or getattr(layer, "fan_in_fan_out", False):
+        return False
+    factors = [*layer.lora_A.values(), *layer.lora_B.values()]
+    return not layer.lora_variant and all(type(f) is nn.Linear and f.bias is None for f in factors)
+
+
+@torch.no_grad()
+def _sees_rows(model: nn.Module) -> bool:
+    """Whether every adapted layer is given (B, T, I) where the model is given (B, T): found out with six tokens."""
+    shape, lm = (2, 3), causal_lm(model)
+    layers = [m for m in model.modules() if _adapts(m)]
+    whole: dict[nn.Module, bool] = {}  # of layers that were called: whether always so
+
+    def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        whole[layer] = whole.get(layer, True) and args[0].shape[:-1] == shape
+
+    with ExitStack() as opened:
+        for layer in layers:
+            opened.callback(layer.register_forward_pre_hook(look).remove)
+        opened.enter_context(rows(model, [None] * shape[0]))
+        lm(input_ids=torch.zeros(shape, dtype=torch.long, device=lm.device), use_cache=False)
+    return all(whole.get(layer, False) for layer in layers)
 
 
 @contextmanager
@@ -97,6 +141,7 @@ def _adapted(layer: Any, names: Sequence[str | None]) -> Product:
             mask[row, 0, start : start + ranks[used.index(name)]] = scales[name]
 
     def forward(x: Tensor) -> Tensor:
+        assert x.shape[:-2] == (len(names),), "a layer whose tokens are not (B, T): see `mixes`"
         xa = F.linear(x.to(a.dtype), a) * mask
         return base(x) + F.linear(xa, b).to(x.dtype)
 

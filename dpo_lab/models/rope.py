@@ -57,9 +57,8 @@ def resolve(rope: Rope, config: Any, max_length: int | None) -> Scaling | None:
     """
     if rope.type == "none":
         return None
-    asked, text = f"model.rope.type={rope.type}", config.get_text_config()
-    native = getattr(text, "max_position_embeddings", None)
-    own = _scaled(getattr(text, "rope_parameters", None) or {})
+    asked, native = f"model.rope.type={rope.type}", reach(config)
+    own = _own(config)
     if not own or not native:
         raise ModelError(
             f"{asked}: the model ({config.model_type}) has no rotary position embeddings, so there is nothing to scale. "
@@ -83,6 +82,18 @@ def resolve(rope: Rope, config: Any, max_length: int | None) -> Scaling | None:
     before = float(own["factor"]) if kind == rope.type else 1.0
     original = own.get("original_max_position_embeddings") or native
     return Scaling(rope.type, before * factor, native, original, round(native * factor))
+
+
+def reach(config: Any) -> int | None:
+    """Tokens of a sequence that a model of this transformers configuration was made for; None where it does not say.
+
+    Under dynamic scaling these are more than its `max_position_embeddings`, from which on the frequencies change.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    own = _own(config)
+    return round(limit * float(own.get("factor") or 1.0)) if own.get("rope_type") == "dynamic" else limit
 
 
 def scaled_config(config: Any, scaling: Scaling) -> Any:
@@ -144,6 +155,11 @@ def _forget(module: Any) -> None:
             module.register_buffer(name.replace("original_", ""), buffer, persistent=False)
     for name in [n for n in vars(module) if n.endswith("max_seq_len_cached")]:
         setattr(module, name, module.original_max_seq_len)
+
+
+def _own(config: Any) -> dict[str, Any]:
+    """What a configuration says of a scaling; {} where it knows of no rotary embeddings."""
+    return _scaled(getattr(config.get_text_config(), "rope_parameters", None) or {})
 
 
 def _scaled(parameters: dict[str, Any]) -> dict[str, Any]:

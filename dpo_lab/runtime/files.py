@@ -5,16 +5,20 @@ import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dpo_lab.runtime.errors import DiskFull, OutputError
 from dpo_lab.runtime.forks import forget, keep_from_children
+
+log = logging.getLogger(__name__)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -115,6 +119,9 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
 
     Yields True if the lock is held. With `wait=False` a lock held elsewhere yields False at once; with
     `wait=True` the block starts when it is free, after `on_wait` was called once.
+
+    Raises:
+        OutputError: the file cannot be written, or its file system has no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,11 +130,17 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
         raise write_error(path, e) from e
     keep_from_children(handle)
     try:
-        held = _try_lock(handle.fileno())
+        try:
+            held = _try_lock(handle.fileno(), fcntl.LOCK_EX)
+        except OSError as e:
+            raise OutputError(
+                f"Cannot lock {path}: {e.strerror or e}. Choose a folder on a file system that has locks, with "
+                "output_dir=FOLDER or cache_dir=FOLDER."
+            ) from e
         for _ in range(3):  # `is_locked` holds it for a moment too
             if not held:
                 time.sleep(0.02)
-                held = _try_lock(handle.fileno())
+                held = _try_lock(handle.fileno(), fcntl.LOCK_EX)
         if not held and wait:
             if on_wait:
                 on_wait()
@@ -146,18 +159,35 @@ def file_lock(path: Path, *, wait: bool, on_wait: Callable[[], None] | None = No
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock on `path`."""
+    """Whether another process holds the lock on `path`.
+
+    Where that cannot be found out it counts as held, with a warning: what is taken for dead is started a second time.
+    """
     try:
         with open(path, encoding="utf-8") as handle:
-            return not _try_lock(handle.fileno())
-    except OSError:
+            # NFS makes byte-range locks of these: an exclusive one, which a shared one is stopped by as well, would
+            # need a file that is open for writing (flock(2)), and a report may be read by who cannot write.
+            return not _try_lock(handle.fileno(), fcntl.LOCK_SH)
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as e:
+        _say_unknown(path, e.strerror or str(e))
+        return True
 
 
-def _try_lock(descriptor: int) -> bool:
+@cache  # once a file: a sweep looks again and again
+def _say_unknown(path: Path, why: str) -> None:
+    log.warning(
+        "Whether a process holds %s cannot be found out (%s), so it counts as running. Delete the file if none does.",
+        path,
+        why,
+    )
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second is what file systems with byte-range locks may say instead
         return False
     return True
 

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from dpo_lab.config.paths import expand
 from dpo_lab.config.schema import Config
 from dpo_lab.runtime.files import is_locked, short
+from dpo_lab.sweep.axes import values_of
 from dpo_lab.sweep.leaderboard import best_trial
 from dpo_lab.sweep.results import Sweep, Trial
 from dpo_lab.sweep.statistics import Answer, Standing
+from dpo_lab.sweep.verdict import varied
 from dpo_lab.sweep.wording import SEEDS, counted, identity, listed, number_of, number_text, value_text
 
 MOST_COMMANDS = 4
@@ -129,11 +131,12 @@ def _seeds(sweep: Sweep, answer: Answer) -> list[Advice]:
     unmeasured = answer.seeds < 2
     if not unmeasured and answer.verdict != "no clear winner":
         return []
-    used = {seed for standing in answer.standings for trial in standing.trials for seed in [_seed(trial)]}
-    fewest = min(len(standing.trials) for standing in candidates)
+    kind = _scarce(answer)
+    used = {_seed(trial, kind) for standing in answer.standings for trial in standing.trials}
+    fewest = min(len({_seed(trial, kind) for trial in standing.trials}) for standing in candidates)
     fresh = [str(max(used) + 1 + i) for i in range(max(2, min(fewest, 4)))]
     trials = [best_trial(standing) for standing in candidates]
-    commands = [_sweep_command(sweep, trials[0], words) for words in _joined(candidates, trials, fresh)]
+    commands = [_sweep_command(sweep, trials[0], words) for words in _joined(candidates, trials, kind, fresh)]
     if unmeasured:
         every = all(len(standing.trials) == 1 for standing in answer.standings)
         text = f"{'The settings have' if every else 'Some settings have'} one seed, so seed noise is unmeasured: "
@@ -142,7 +145,7 @@ def _seeds(sweep: Sweep, answer: Answer) -> list[Advice]:
     what = "the setting that leads" if len(candidates) == 1 else f"the {len(candidates):,} settings that may be best"
     if len(commands) > MOST_COMMANDS:
         what = f"the best {MOST_COMMANDS} of {what}"
-    text += f"{'run' if unmeasured else 'Run'} {what} with {listed(fresh)} as seeds too."
+    text += f"{'run' if unmeasured else 'Run'} {what} with {listed(fresh)} as {'data ' * (kind != 'seed')}seeds too."
     return [Advice(text, tuple(commands[:MOST_COMMANDS]))]
 
 
@@ -156,15 +159,22 @@ def _go_on(sweep: Sweep) -> list[Advice]:
     return [Advice(f"There {'is' if sum(states.values()) == 1 else 'are'} {said}. The sweep's own command goes on.", (str(command),) if command else ())]  # fmt: skip
 
 
-def _joined(candidates: Sequence[Standing], trials: Sequence[Trial], seeds: list[str]) -> list[list[str]]:
+def _joined(candidates: Sequence[Standing], trials: Sequence[Trial], kind: str, fresh: list[str]) -> list[list[str]]:
     """The words of one command for all candidates where they are a whole grid, else of one for each."""
     keys = [*candidates[0].axes]
     values = {key: [*dict.fromkeys(value_text(s.axes.get(key)) for s in candidates)] for key in keys}
     grid = {identity(dict(zip(keys, point, strict=True))) for point in product(*values.values())}
     if grid == {identity(standing.axes) for standing in candidates}:
         several = {key: [_word(t, key) for t in trials] for key in keys if len(values[key]) > 1}
-        return [_words(trials[0], {key: [*dict.fromkeys(v)] for key, v in several.items()} | {"seed": seeds})]
-    return [_words(trial, {"seed": seeds}) for trial in trials]
+        own = {key: [*dict.fromkeys(v)] for key, v in several.items()}
+        return [_words(trials[0], own | _more(candidates[0], kind, fresh))]
+    return [_words(t, _more(s, kind, fresh)) for s, t in zip(candidates, trials, strict=True)]
+
+
+def _more(standing: Standing, kind: str, fresh: list[str]) -> dict[str, list[str]]:
+    """New seeds of a kind, each with all that the setting has of the other kind."""
+    others = {key: seeds for key, seeds in _seeds_of(standing).items() if key != kind and len(seeds) > 1}
+    return others | {kind: fresh}
 
 
 def _words(trial: Trial, changed: Mapping[str, Sequence[str]]) -> list[str]:
@@ -193,10 +203,19 @@ def _seeds_of(standing: Standing) -> dict[str, list[str]]:
     return {key: values for key, values in seeds.items() if any(key in t.axes for t in standing.trials)}
 
 
-def _seed(trial: Trial) -> int:
+def _scarce(answer: Answer) -> str:
+    """The kind of seed that there is least of among those that vary."""
+
+    def count(kind: str) -> int:
+        return min(len({_seed(trial, kind) for trial in standing.trials}) for standing in answer.standings)
+
+    return min(varied(answer.standings) or ["seed"], key=count)
+
+
+def _seed(trial: Trial, kind: str) -> int:
     config = trial.facts.get("config")
-    fixed = config.get("seed") if isinstance(config, Mapping) else None
-    return int(number_of(trial.axes.get("seed", fixed)) or 0)
+    known = values_of([kind], config, dict) if isinstance(config, Mapping) else {}
+    return int(number_of((known | trial.axes).get(kind)) or 0)
 
 
 def _sweep_command(sweep: Sweep, trial: Trial, words: Sequence[str]) -> str:

@@ -45,7 +45,9 @@ class Book:
         """
         file = path / NAME
         if not file.exists():
-            others = [p.name for p in path.iterdir() if p.name != LOCK] if path.is_dir() else []
+            # hidden: half of a sweep.yaml whose writing was killed, what launchers set up before it is written
+            found = [p.name for p in path.iterdir()] if path.is_dir() else []
+            others = [name for name in found if name != LOCK and not name.startswith(".")]
             if path.exists() and (others or not path.is_dir()):
                 raise ConfigError(
                     f"{short(path)} is not a sweep: it has no {NAME}, but {_some(others)}. Choose another sweep.name."

@@ -8,6 +8,7 @@ Jobs of SLURM outlive the sweep that started them; those of submitit_local end w
 submitit's own files and the logs of the jobs are in SWEEP/.submitit/TRIAL/N, N counting the starts of the trial.
 """
 
+import io
 import logging
 import os
 import pickle
@@ -15,15 +16,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dpo_lab.config.names import did_you_mean
-from dpo_lab.runtime.errors import LabError
-from dpo_lab.runtime.files import short
-from dpo_lab.sweep.pool import Ended, Order
+from dpo_lab.runtime.errors import DiskFull, LabError
+from dpo_lab.runtime.files import remove, short, write_error
+from dpo_lab.sweep.pool import Ended, Order, Refused
 from dpo_lab.sweep.remote import Mail, keep
 
 LOCAL = ("timeout_min", "gpus_per_node", "setup")  # what submitit's executor of this machine heeds
@@ -62,7 +63,12 @@ class SubmititPool:
         self._executor(self._place, "check", None)
 
     def start(self, order: Order) -> None:
-        """Submit a job."""
+        """Submit a job.
+
+        Raises:
+            Refused: sbatch did not take it.
+            OutputError: the job's files cannot be written.
+        """
         mail = Mail.create(self._place, order.trial)
         executor = self._executor(mail.folder, order.trial, order.threads)
         how: dict[str, Any] = {"without": ["SLURM_", "SUBMITIT_"], "end_on": [signal.SIGTERM, _notice()]}
@@ -72,11 +78,18 @@ class SubmititPool:
                 how["without"].append("CUDA_VISIBLE_DEVICES")
                 own = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
                 order = replace(order, env=own | order.env)
-        with nullcontext() if self._slurm else _deaf():
-            try:
+        try:
+            # submitit repeats there what sbatch says
+            with nullcontext() if self._slurm else _deaf(), redirect_stderr(io.StringIO()):
                 job = executor.submit(keep, order, mail.folder, **how)
-            except (RuntimeError, OSError, subprocess.SubprocessError) as e:  # CommandFunction's and sbatch's own words
-                raise LabError(f"The job of trial {order.trial} could not be submitted: {_last(str(e))}") from e
+        except (RuntimeError, OSError, subprocess.SubprocessError) as e:  # CommandFunction's and sbatch's own words
+            remove(mail.folder)  # also of a job that was taken without an answer: it must not run beside the next one
+            if isinstance(e, OSError) and isinstance(full := write_error(mail.folder, e), DiskFull):
+                raise full from e
+            raise Refused(
+                f"The job of trial {order.trial} could not be submitted: {_last(str(e)).rstrip('.')}. Look at "
+                "launcher.options, and at how many jobs you may have in the queue (launcher.n)."
+            ) from e
         self._jobs[order.trial] = (job, mail)
 
     def ended(self) -> list[Ended]:
@@ -95,8 +108,8 @@ class SubmititPool:
             return
         job, mail = self._jobs[trial]
         self._asked[trial] = number
-        mail.send(number)
-        if self._slurm and (number == signal.SIGKILL or not mail.begun):
+        sent = mail.send(number)
+        if self._slurm and (number == signal.SIGKILL or not mail.begun or not sent):
             with suppress(OSError):
                 job.cancel(check=False)
 

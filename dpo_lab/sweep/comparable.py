@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dpo_lab.sweep.pairs import Pairs
 from dpo_lab.sweep.results import Trial
-from dpo_lab.sweep.wording import identity
+from dpo_lab.sweep.wording import SEEDS, identity, value_text
 
 
 def comparable(trials: Sequence[Trial]) -> tuple[list[Trial], tuple[tuple[Trial, str], ...]]:
@@ -45,6 +45,18 @@ def group_by_setting(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
 def prompt_numbers(pairs: Pairs) -> NDArray[np.int64]:
     """The number of each pair's prompt, from 0 without gaps."""
     return np.unique(np.array(pairs.prompts), return_inverse=True)[1].astype(np.int64)
+
+
+def seed_numbers(trials: Sequence[Trial]) -> NDArray[np.int64]:
+    """(R, K) numbers, from 0 without gaps, of the seeds of a setting's R trials, of the K kinds that there are.
+
+    Trials whose seeds are not known apart count as one draw each.
+    """
+    texts = [[value_text(trial.axes.get(key)) for trial in trials] for key in SEEDS]
+    found = np.stack([np.unique(column, return_inverse=True)[1] for column in texts], axis=1).astype(np.int64)
+    if len(np.unique(found, axis=0)) < len(trials):
+        found[:, 0] = np.arange(len(trials))
+    return found
 
 
 def _unfit(trial: Trial) -> str:

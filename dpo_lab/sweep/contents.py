@@ -10,6 +10,7 @@ from dpo_lab.sweep.provenance import provenance
 from dpo_lab.sweep.results import Sweep, Trial
 from dpo_lab.sweep.samples import Sample, side_by_side
 from dpo_lab.sweep.statistics import Answer
+from dpo_lab.sweep.verdict import varied
 from dpo_lab.sweep.wording import counted, duration
 
 COMPARED = 3  # settings whose sample answers stand side by side
@@ -82,7 +83,8 @@ def facts_line(report: Report) -> str:
     if answer.standings:
         words.append(f"{counted(len(answer.standings), 'setting')} compared")
         most = max(len(standing.trials) for standing in answer.standings)
-        words.append(counted(most, "seed") if most == answer.seeds else f"{answer.seeds} to {most} seeds")
+        word, each = ("trial", " each") if len(varied(answer.standings)) > 1 else ("seed", "")
+        words.append((counted(most, word) if most == answer.seeds else f"{answer.seeds} to {most} {word}s") + each)
         words.append(f"{counted(answer.pairs, 'held-out pair')} of {counted(answer.prompts, 'prompt')}")
     spent = sum(trial.seconds or 0.0 for trial in trials)
     return " · ".join([*words, *([f"{duration(spent)} of training"] if spent else [])])

@@ -4,16 +4,19 @@ import signal
 import time
 from pathlib import Path
 
-from dpo_lab.runtime.files import write_json
+from dpo_lab.runtime.files import file_lock, write_json
 from dpo_lab.sweep.pool import Ended
 
 
-def mark_dead(folder: Path, ended: Ended) -> None:
+def mark_dead(folder: Path, ended: Ended) -> bool:
     """Write the status.json of a run whose process is gone.
 
     Args:
         folder: of the run.
         ended: how its process ended.
+
+    Returns:
+        whether it was written: what ended may have been a second process, which the run's own had turned away.
 
     Raises:
         OutputError: it cannot be written.
@@ -30,7 +33,10 @@ def mark_dead(folder: Path, ended: Ended) -> None:
     if number == signal.SIGKILL:
         kind = "killed"
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_json(folder / "status.json", {"status": "failed", "reason": reason, "time": now, "kind": kind})
+    with file_lock(folder / "run.lock", wait=False) as alone:
+        if alone:
+            write_json(folder / "status.json", {"status": "failed", "reason": reason, "time": now, "kind": kind})
+    return alone
 
 
 def _last_words(folder: Path) -> str:

@@ -14,19 +14,22 @@ from pathlib import Path
 from types import FrameType
 
 from dpo_lab.config.cli import Command
+from dpo_lab.config.rules.sweep import never_prunes
 from dpo_lab.config.schema import Config
-from dpo_lab.runtime.errors import OutputError
+from dpo_lab.runtime.errors import LabError, OutputError
 from dpo_lab.runtime.facts import git_commit
 from dpo_lab.runtime.files import read_json, write_json
 from dpo_lab.sweep import launch
 from dpo_lab.sweep.book import Book, in_common
 from dpo_lab.sweep.death import mark_dead
+from dpo_lab.sweep.past import Past
+from dpo_lab.sweep.patience import Patience
 from dpo_lab.sweep.plan import Plan
 from dpo_lab.sweep.points import Asked, Points, trial_words
-from dpo_lab.sweep.pool import Ended, Order
+from dpo_lab.sweep.pool import Ended, Order, Refused
 from dpo_lab.sweep.prune import History, Pruner
 from dpo_lab.sweep.screen import Screen, first_line
-from dpo_lab.sweep.state import ENDED, State, is_to_run
+from dpo_lab.sweep.state import ENDED, State, is_to_run, was_told
 from dpo_lab.sweep.trial import FILE, Live
 
 log = logging.getLogger(__name__)
@@ -47,13 +50,16 @@ class Master:
         self.elsewhere: set[str] = set()  # trials whose run another process holds
         self.received: int | None = None  # a signal
         self.halt = ""  # why no more trials are started
+        self.patience = Patience()
+        self.doubted = False  # whether it was said that pruning cannot act
         self.looked = 0.0
 
     def go(self) -> int:
         """Everything, in order; returns the exit code."""
         book = Book.open(self.folder, self.name)
         book.agree(in_common(self.points.corners()))
-        self.plan = Plan(self.config.sweeper, self.points.axes, self.folder)
+        self.points.known = tuple(book.axes)
+        self.plan = Plan(self.config.sweeper, self.points, self.folder)
         p = self.config.prune
         self.pruner = None
         if p.name != "none":
@@ -84,11 +90,14 @@ class Master:
         self.screen = Screen(self.name, self.folder, self.trials, n=self.pool.n)
         self.screen.total = self.plan.total
         plans = {live.id: plan for live in self.trials.values() if (plan := self._becomes(live))}
+        if self.pruner is not None:
+            self.past = Past(self.folder, self.trials)
         self.screen.table(plans, len(records) - sum((live.folder / FILE).exists() for live in self.trials.values()))
 
     def _write(self, book: Book) -> None:
         lives = self.trials.values()
-        book.meet({axis.key: [live.asked.axes[axis.key] for live in lives] for axis in self.points.axes})
+        keys = [*book.axes, *(axis.key for axis in self.points.axes)]
+        book.meet({key: [live.axes[key] for live in lives if key in live.axes] for key in keys})
         book.overrides, book.commit = list(self.points.fixed), git_commit()
         parts = ("launcher", "sweeper", "study", "prune")
         book.settings = {key: getattr(self.config, key).model_dump() for key in parts}
@@ -141,29 +150,39 @@ class Master:
             time.sleep(TICK)
 
     def _fill(self) -> None:
-        """Start trials while there is room."""
-        while not self.halt and len(self.running) < self.pool.n:
-            if not self.waiting:
-                point = self.plan.ask([*self.trials.values()])
-                self.screen.total = self.plan.total
-                if point is None:
-                    return
-                before = len(self.trials)
-                self._add(self.points.ask(point))
-                if len(self.trials) == before:  # two texts of one setting
-                    self.plan.total -= 1
-                continue
-            try:
-                self._start(self.waiting.popleft())
-            except OutputError as e:
-                self.halt = str(e)
+        """Start trials while there is room, as far as the launcher takes them. No error of it may end those that run."""
+        try:
+            while not self.halt and len(self.running) < self.pool.n and self.patience.asks():
+                if not self.waiting:
+                    point = self.plan.ask([*self.trials.values()])
+                    self.screen.total = self.plan.total
+                    if point is None:
+                        return
+                    before = len(self.trials)
+                    self._add(self.points.ask(point))
+                    if len(self.trials) == before:  # two texts of one setting
+                        self.plan.total -= 1
+                    continue
+                live = self.waiting.popleft()
+                try:
+                    self._start(live)
+                except Refused as e:
+                    self.waiting.appendleft(live)
+                    self._refused(e)
+        except LabError as e:
+            self.halt = self.halt or str(e)
+
+    def _refused(self, e: Refused) -> None:
+        """Go on with what runs; without more where nothing does and none is taken."""
+        self.screen.n = max(1, len(self.running))
+        if not self.halt and self.patience.refused(e, idle=not (self.running or self.elsewhere)):
+            self.halt = str(e)
 
     def _start(self, live: Live) -> None:
         slot = next(i for i in range(len(self.running) + 1) if i not in self.running.values())
         if live.number is None:
             live.number, self.next_number = self.next_number, self.next_number + 1
         live.write()
-        live.began, live.queued = time.monotonic(), False
         words = trial_words(live.asked, self.command.flags, sweep=self.name, folder=str(live.folder))
         launcher = self.config.launcher
         self.pool.start(
@@ -177,22 +196,30 @@ class Master:
             )
         )
         self.running[live.id], live.state = slot, State("running")
+        live.began, live.queued = time.monotonic(), False
+        self.patience.taken()
+        self.screen.n = max(self.screen.n, len(self.running))
         self.screen.began(live)
+        if self.received is not None:  # while it was started, so that it was not told
+            self.pool.signal(live.id, signal.SIGTERM)
 
     def _settle(self, ended: Ended) -> None:
         """Write down what became of a trial whose process is gone."""
         live = self.trials[ended.trial]
         self.running.pop(live.id)
+        self.patience.freed()
         live.seconds = time.monotonic() - live.began
         live.look()
         if live.state.name == "running":  # refused: somebody else holds the run
             self.elsewhere.add(live.id)
             return
         asked_to_end = self.received is not None or ended.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-        obeyed = live.state.name == "interrupted" and ended.code == 0  # control.json
+        obeyed = ended.code == 0 and was_told(live.folder)  # control.json; code 0 alone may be anybody's sys.exit()
         try:
             if live.state.name not in ENDED and not (asked_to_end or obeyed):
-                mark_dead(live.folder, ended)
+                if not mark_dead(live.folder, ended):  # somebody else has taken the run since
+                    self.elsewhere.add(live.id)
+                    return
                 live.look()
             live.write(ended.code)
         except OutputError as e:
@@ -213,17 +240,38 @@ class Master:
             self.trials[id].look()
         for id in [id for id in self.elsewhere if self.trials[id].state.name != "running"]:
             self.elsewhere.remove(id)
+            self.patience.freed()
             if self._runs(self.trials[id]):
                 self.waiting.append(self.trials[id])
         if self.pruner is not None and not self.halt:
+            self._doubt()
             histories = [
                 History(t.id, t.number, t.state.name, t.tail.history.get(self.config.prune.metric, {}))
                 for t in self.trials.values()
                 if t.number is not None
             ]
+            histories += self.past.histories(self.config.prune.metric)
             for id, why in self.pruner.look(histories).items():
-                if id in self.running and not (self.trials[id].folder / "control.json").exists():
-                    write_json(self.trials[id].folder / "control.json", {"action": "prune", "reason": why})
+                if id in self.running:
+                    self._prune(self.trials[id].folder / "control.json", why)
+
+    def _doubt(self) -> None:
+        """Say, once, that pruning cannot act: where the steps come from epochs, the door did not know their number."""
+        for live in (self.trials[id] for id in self.running):
+            if self.doubted or (steps := live.steps()) is None:
+                continue
+            asked = live.facts.get("config", {}).get("trainer", {})  # it may be an axis
+            every = asked.get("eval_every", self.config.trainer.eval_every)
+            if why := never_prunes(self.config.prune, every=every, steps=steps):
+                log.warning("%s", why)
+                self.doubted = True
+
+    def _prune(self, control: Path, why: str) -> None:
+        try:
+            if not control.exists():
+                write_json(control, {"action": "prune", "reason": why})
+        except OutputError as e:
+            self.halt = self.halt or str(e)
 
     # -- the end
 

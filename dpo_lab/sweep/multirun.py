@@ -42,8 +42,9 @@ def sweep(command: Command) -> int:
 
 def _place(command: Command, cfg: DictConfig) -> tuple[Path, str, Config]:
     """The sweep's folder and name, and the configuration of its first trial."""
+    assert command.sources is not None
     given = cfg.sweep.name or (Path(str(cfg.sweep.dir)).name if cfg.sweep.dir else None)
-    name = str(given or default_name(command.given))
+    name = str(given or default_name(command.given, command.sources))
     OmegaConf.update(cfg, "sweep.name", name)
     folder = expand(str(cfg.sweep.dir)) if cfg.sweep.dir else expand(str(OmegaConf.select(cfg, "hydra.sweep.dir")))
     return folder.absolute(), name, Config.model_validate(plain(cfg))

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpo_lab.config.sources import Uncomposable
 from dpo_lab.config.sweep_schema import Sweeper
 from dpo_lab.runtime.files import read_json
+from dpo_lab.sweep.points import Points
 from dpo_lab.sweep.search import Point, Seen, grid, random_points
-from dpo_lab.sweep.space import Axis
 from dpo_lab.sweep.trial import FILE, Live
 
 METRICS = {
@@ -24,19 +25,19 @@ class Plan:
         total: how many trials there will be in all.
     """
 
-    def __init__(self, sweeper: Sweeper, axes: Sequence[Axis], folder: Path) -> None:
-        self.sweeper, self.axes = sweeper, axes
+    def __init__(self, sweeper: Sweeper, points: Points, folder: Path) -> None:
+        self.sweeper, axes = sweeper, points.axes
         self._search = None
         if sweeper.name == "grid":
             self.points = grid(axes, sweeper.points)
         elif sweeper.name == "random":
             assert sweeper.trials is not None  # the door has looked
-            self.points = random_points(axes, sweeper.trials, sweeper.seed)
+            self.points = random_points(axes, sweeper.trials, sweeper.seed, _tried(folder, points))
         else:
             from dpo_lab.sweep.search_optuna import OptunaSearch
 
             self._search = OptunaSearch(axes, objectives=sweeper.objective, seed=sweeper.seed)
-            self.points = _tried(folder, {axis.key for axis in axes})
+            self.points = _tried(folder, points)
         self.total = len(self.points) if self._search is None else max(sweeper.trials or 0, len(self.points))
 
     def ask(self, trials: Sequence[Live]) -> Point | None:
@@ -68,11 +69,25 @@ def _value(metrics: dict[str, float], objective: str) -> float | None:
         return None
 
 
-def _tried(folder: Path, keys: set[str]) -> list[Point]:
-    """The points of the trials that are in the folder, in the order in which they were started."""
-    known = [content for file in folder.glob(f"*/{FILE}") if isinstance(content := read_json(file), dict)]
-    known = [c for c in known if isinstance(c.get("params"), dict) and c["params"].keys() == keys]
-    return [{key: str(text) for key, text in c["params"].items()} for c in sorted(known, key=_number)]
+def _tried(folder: Path, points: Points) -> list[Point]:
+    """The points of the trials that are in the folder, in the order in which they were started.
+
+    Those of other calls may have had the same axes and other fixed settings: at their points this command would train
+    something else.
+    """
+    found: list[tuple[int, Point]] = []
+    for file in folder.glob(f"*/{FILE}"):
+        content = read_json(file)
+        params = content.get("params") if isinstance(content, dict) else None
+        if not isinstance(params, dict) or any(axis.key not in params for axis in points.axes):
+            continue
+        point = {axis.key: str(params[axis.key]) for axis in points.axes}
+        try:
+            if points.ask(point).id == file.parent.name:
+                found.append((_number(content), point))
+        except Uncomposable:  # an option that is no longer there
+            continue
+    return [point for _, point in sorted(found, key=lambda pair: pair[0])]
 
 
 def _number(content: dict[str, object]) -> int:

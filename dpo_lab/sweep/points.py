@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dpo_lab.config.check import check
 from dpo_lab.config.cli import Command
@@ -17,6 +17,7 @@ from dpo_lab.config.resolvers import plain
 from dpo_lab.config.schema import Config
 from dpo_lab.config.sweeps import combinations
 from dpo_lab.config.verify import composer_of
+from dpo_lab.sweep.axes import values_of
 from dpo_lab.sweep.search import Point
 from dpo_lab.sweep.space import Axis, read_axes
 
@@ -32,6 +33,7 @@ class Asked:
     point: Point
     axes: dict[str, Any]  # key -> value
     words: tuple[str, ...]  # of its command line, without the sweep's own
+    held: dict[str, Any] = field(default_factory=dict)  # the sweep's other axes, which this command does not sweep
 
 
 class Points:
@@ -40,6 +42,7 @@ class Points:
     Attributes:
         axes: what is swept.
         fixed: words that all trials share.
+        known: keys that other calls of the sweep swept over.
     """
 
     def __init__(self, command: Command) -> None:
@@ -47,15 +50,19 @@ class Points:
         self.given = [g for g in command.given if not _is_ours(g.key)]
         self.axes: list[Axis] = read_axes([_as_choice(g) for g in self.given if g.swept])
         self.fixed = tuple(g.text for g in self.given if not g.swept)
+        self.known: tuple[str, ...] = ()
         self._composer = composer_of(self.given, command.sources)
         self._parser = OverridesParser.create()
 
     def ask(self, point: Point) -> Asked:
         """The trial at a point."""
         words = self._words(point)
-        tree = plain(self._compose(words))
+        cfg = self._compose(words)
+        tree = plain(cfg)
         axes = {key: self._parser.parse_override(f"{key}={text}").value() for key, text in point.items()}
-        return Asked(run_id(tree), point, axes, tuple(words))
+        others = [key for key in self.known if key not in axes]
+        held = values_of(others, tree, lambda: _choices(cfg))
+        return Asked(run_id(tree), point, axes, tuple(words), held)
 
     def problems(self, point: Point) -> list[str]:
         """What is wrong with a point that was not looked at before the sweep began."""
@@ -84,6 +91,11 @@ def trial_words(asked: Asked, flags: Sequence[str], *, sweep: str, folder: str) 
 def quoted(text: str) -> str:
     """A text as Hydra's grammar takes it, whatever is in it."""
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def _choices(cfg: DictConfig) -> dict[str, Any]:
+    """The option of each group."""
+    return {str(key): value for key, value in OmegaConf.select(cfg, "hydra.runtime.choices").items()}
 
 
 def _is_ours(key: str) -> bool:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from dpo_lab.runtime.errors import LabError
+
 
 @dataclass(frozen=True)
 class Order:
@@ -26,13 +28,22 @@ class Ended:
     reason: str = ""  # where the launcher knows more
 
 
+class Refused(LabError):
+    """A trial was not started: there is no room for it now, and there may be later."""
+
+
 class Pool(Protocol):
     """Processes of trials. Whoever asks keeps to `n` at a time."""
 
     n: int
 
     def start(self, order: Order) -> None:
-        """Start one trial."""
+        """Start one trial.
+
+        Raises:
+            Refused: not now.
+            OutputError: what the trial needs cannot be written.
+        """
         ...
 
     def ended(self) -> list[Ended]:

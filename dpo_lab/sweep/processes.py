@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
 from dpo_lab.sweep import child
-from dpo_lab.sweep.pool import Ended, Order
+from dpo_lab.sweep.pool import Ended, Order, Refused
 
 PRELOAD = ["dpo_lab.sweep.preload"]
 
@@ -28,9 +28,15 @@ class ProcessPool:
 
     def start(self, order: Order) -> None:
         """Fork a trial."""
-        self.warm_up()
         process = self._context.Process(target=child.run, args=(order,), name=order.trial)
-        process.start()
+        try:
+            self.warm_up()
+            process.start()
+        except (OSError, EOFError) as e:  # no memory or no processes left; EOF: the server could not fork
+            raise Refused(
+                f"The process of trial {order.trial} could not be started: {e}. Take a lower launcher.n, or end what else "
+                "takes memory here."
+            ) from e
         self._processes[order.trial] = process
 
     def ended(self) -> list[Ended]:

@@ -7,6 +7,7 @@ needs a way to reach the processes of another.
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from dpo_lab.runtime.forks import die_with
 from dpo_lab.sweep import child
 from dpo_lab.sweep.pool import Order
 
+log = logging.getLogger(__name__)
 PULSE = 0.2  # seconds between looks at the file of signals
 
 
@@ -46,10 +48,17 @@ class Mail:
             raise write_error(folder, e) from e
         return cls(folder)
 
-    def send(self, number: int) -> None:
-        """Put a signal in."""
-        with open(self._signals, "ab", buffering=0) as handle:
-            handle.write(f"{number}\n".encode())
+    def send(self, number: int) -> bool:
+        """Put a signal in; whether that could be done. On a full disk it cannot, which must not end the sweep."""
+        try:
+            with open(self._signals, "ab", buffering=0) as handle:
+                handle.write(f"{number}\n".encode())
+        except OSError as e:
+            log.warning(
+                "%s could not be sent to a trial. %s", signal.Signals(number).name, write_error(self._signals, e)
+            )
+            return False
+        return True
 
     def received(self) -> list[int]:
         """The signals since the last call."""

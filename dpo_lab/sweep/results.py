@@ -4,8 +4,8 @@ Reading never fails on what is half written, torn or missing: a trial shows what
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 from dpo_lab.runtime.errors import LabError
 from dpo_lab.runtime.files import read_json, short
+from dpo_lab.sweep.axes import hydras_choices, hydras_tree, unnamed, values_of
 from dpo_lab.sweep.pairs import Pairs, read_pairs, read_rows
 from dpo_lab.sweep.state import number, state_of
 from dpo_lab.sweep.wording import SEEDS, identity, listed
@@ -31,7 +32,7 @@ class Trial:
         id: name of the run folder.
         path: the run folder.
         number: order of the first start, from 0.
-        axes: swept keys and this trial's values.
+        axes: keys that a call of the sweep swept over, or that runs differ in, and this trial's values.
         overrides: the words that repeat the run.
         state: new, running, interrupted, done, failed or pruned.
         reason: why it ended so.
@@ -113,6 +114,8 @@ def load(path: Path) -> Sweep:
         _read_trial(folder, one if isinstance(one, dict) else {}, axes)
         for folder, one in zip(folders, told, strict=True)
     ]
+    fixed = book.get("fixed")
+    trials = _with_all_axes(trials, axes, fixed if isinstance(fixed, dict) else {})
     trials.sort(key=lambda trial: (trial.number < 0, trial.number, trial.id))
     return Sweep(path, str(book.get("name") or path.name), book, tuple(trials))
 
@@ -180,6 +183,26 @@ def _read_trial(folder: Path, told: Mapping[str, Any], swept: Mapping[str, Any])
         facts=facts,
         pairs=read_pairs(folder / "eval_pairs.jsonl"),
     )
+
+
+def _with_all_axes(trials: Sequence[Trial], swept: Iterable[str], fixed: Iterable[str]) -> list[Trial]:
+    """The trials with their values of all axes of the sweep, whatever the call that started them swept over."""
+    keys = [*dict.fromkeys([*map(str, swept), *(key for trial in trials for key in trial.axes)])]
+    trees = {trial.id: config if isinstance(config := trial.facts.get("config"), dict) else {} for trial in trials}
+    trials = [_completed(trial, keys, trees[trial.id]) for trial in trials]
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        settings.setdefault(identity(trial.seedless()), []).append(trees[trial.id])
+    more = unnamed(settings.values(), fixed)
+    return [_completed(trial, [*keys, *more], trees[trial.id]) for trial in trials] if more else trials
+
+
+def _completed(trial: Trial, keys: Sequence[str], tree: Mapping[str, Any]) -> Trial:
+    missing = [key for key in keys if key not in trial.axes]
+    if not missing:
+        return replace(trial, axes={key: trial.axes[key] for key in keys})
+    known = values_of(missing, tree or hydras_tree(trial.path), lambda: hydras_choices(trial.path)) | trial.axes
+    return replace(trial, axes={key: known[key] for key in keys if key in known})
 
 
 def _own_words(folder: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """Which points of a space to try: all of a grid, or some at random."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from math import prod
 
 import numpy as np
@@ -31,22 +31,39 @@ def grid(axes: Sequence[Axis], points: int) -> list[Point]:
     return [dict(zip(keys, values, strict=True)) for values in product(*(axis.points(points) for axis in axes))]
 
 
-def random_points(axes: Sequence[Axis], total: int, seed: int) -> list[Point]:
+def random_points(axes: Sequence[Axis], total: int, seed: int, tried: Sequence[Point] = ()) -> list[Point]:
     """`total` different points at random; all there are where these are fewer.
 
-    Point i depends on the seed, i and the axes only, not on their order: a larger total goes on where a smaller one
+    Draw i depends on the seed, i and the axes only, not on their order: a larger total goes on where a smaller one
     ended.
+
+    Args:
+        axes: what to draw from.
+        total: how many points, those that were tried among them.
+        seed: of the draws.
+        tried: points that come first, all that lie in the space: those of an axis that had fewer values would hardly be
+            drawn again.
     """
-    if enumerable(axes):
-        return [nth(axes, i) for i in permutation(axes, seed)[:total]]
-    found: dict[tuple[str, ...], Point] = {}
-    repeats = i = 0
-    while len(found) < total and repeats < REPEATS:
-        point = draw(axes, seed, i)
-        repeats = repeats + 1 if tuple(point.values()) in found else 0
-        found.setdefault(tuple(point.values()), point)
-        i += 1
-    return list(found.values())
+    known = {tuple(sorted(point.items())): point for point in tried if holds(axes, point)}
+    found = [*known.values()]
+    draws = (nth(axes, i) for i in permutation(axes, seed)) if enumerable(axes) else _draws(axes, seed)
+    repeats = 0
+    while len(found) < total and repeats < REPEATS + len(tried) and (point := next(draws, None)) is not None:
+        place = tuple(sorted(point.items()))
+        repeats = repeats + 1 if place in known else 0
+        if place not in known:
+            known[place] = point
+            found.append(point)
+    return found
+
+
+def _draws(axes: Sequence[Axis], seed: int) -> Iterator[Point]:
+    return (draw(axes, seed, i) for i in count())
+
+
+def holds(axes: Sequence[Axis], point: Point) -> bool:
+    """Whether a point lies in the space: one of an earlier command may not."""
+    return all(axis.key in point and axis.value(point[axis.key]) is not None for axis in axes)
 
 
 def size(axes: Sequence[Axis]) -> int | None:

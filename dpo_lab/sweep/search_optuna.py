@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dpo_lab.runtime.errors import ConfigError, LabError
-from dpo_lab.sweep.search import REPEATS, Point, Seen, draw, enumerable, nth, permutation
+from dpo_lab.sweep.search import REPEATS, Point, Seen, draw, enumerable, holds, nth, permutation
 from dpo_lab.sweep.space import Axis
 
 DIRECTIONS = {"accuracy": "maximize", "margin": "maximize", "kl": "minimize", "loss": "minimize"}
@@ -40,7 +40,7 @@ class OptunaSearch:
         Running trials count as bad ones (the constant liar), so that trials side by side spread out. Failed ones say
         nothing of the space, and are not asked for again.
         """
-        own = [one for one in seen if self._holds(one.point)]
+        own = [one for one in seen if holds(self.axes, one.point)]
         known = {self._place(one.point) for one in own}
         study = self._study(own, len(seen))
         for _ in range(ASKS):
@@ -88,13 +88,9 @@ class OptunaSearch:
             others = (draw(self.axes, self.seed, n * REPEATS + i) for i in range(REPEATS))
         return next((point for point in others if self._place(point) not in known), None)
 
-    def _holds(self, point: Point) -> bool:
-        """Whether a point lies in the space: one of an earlier command may not."""
-        return all(axis.key in point and _number(axis, point[axis.key]) is not None for axis in self.axes)
-
     def _place(self, point: Point) -> tuple[str | float, ...]:
         """A point without the ways to write a number: 1e-4 and 0.0001 are one."""
-        values = [_number(axis, point[axis.key]) for axis in self.axes]
+        values = [axis.value(point[axis.key]) for axis in self.axes]
         return tuple(value for value in values if value is not None)
 
 
@@ -126,17 +122,3 @@ def _distribution(axis: Axis) -> Any:
 
 def _text(axis: Axis, value: Any) -> str:
     return value if axis.values else axis.text(value)
-
-
-def _number(axis: Axis, text: str) -> str | float | None:
-    """A value as Optuna has it; None where the axis does not hold it."""
-    if axis.values:
-        return text if text in axis.values else None
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    low, high = axis.low or 0.0, axis.high or 0.0
-    if not low <= number <= high or (axis.integer and number != int(number)):
-        return None
-    return int(number) if axis.integer else number

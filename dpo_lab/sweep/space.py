@@ -70,6 +70,19 @@ class Axis:
             return self.text(math.exp(bottom + share * (top - bottom)))
         return self.text(math.floor(low + share * (high - low + 1)))
 
+    def value(self, text: str) -> str | float | None:
+        """What a text stands for: a named value, or a number of the interval; None where the axis does not hold it."""
+        if self.values:
+            return text if text in self.values else None
+        low, high = self._ends
+        try:
+            number = float(text)
+        except ValueError:
+            return None
+        if not low <= number <= high or (self.integer and number != int(number)):
+            return None
+        return int(number) if self.integer else number
+
     def text(self, number: float, *, tolerance: float = DRAW_TOLERANCE) -> str:
         """A number of an interval in as few digits as keep it within `tolerance` (a share of the interval)."""
         low, high = self._ends

@@ -41,6 +41,12 @@ def state_of(folder: Path) -> State:
     return State("interrupted", reason)
 
 
+def was_told(folder: Path) -> bool:
+    """Whether the run says that it ended because it was asked to, by a signal or by control.json."""
+    status = read_json(folder / "status.json")
+    return isinstance(status, dict) and status.get("status") == "stopped"
+
+
 def is_to_run(state: State, retry: str) -> bool:
     """Whether a sweep starts a trial that it finds in this state.
 

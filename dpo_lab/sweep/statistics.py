@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpo_lab.sweep.comparable import comparable, group_by_setting, pairs_of, prompt_numbers
+from dpo_lab.sweep.comparable import comparable, group_by_setting, pairs_of, prompt_numbers, seed_numbers
 from dpo_lab.sweep.lengths import Lengths
 from dpo_lab.sweep.resampling import Best, Floats, Spread, best, half_width, spread, t_quantiles
 from dpo_lab.sweep.results import Sweep, Trial
@@ -133,8 +133,9 @@ def answer(sweep: Sweep, *, seed: int = 0) -> Answer:
         return Answer((), "nothing", nothing(sweep.trials), 0, 0, 0, (), left_out)
     settings = [*group_by_setting(trials).values()]
     prompts = prompt_numbers(pairs_of(trials[0]))
-    accuracy = spread([np.stack([pairs_of(t).correct for t in group]) for group in settings], prompts)
-    margin = spread([np.stack([pairs_of(t).margins for t in group]) for group in settings], prompts)
+    seeds = [seed_numbers(group) for group in settings]
+    accuracy = spread([np.stack([pairs_of(t).correct for t in group]) for group in settings], prompts, seeds)
+    margin = spread([np.stack([pairs_of(t).margins for t in group]) for group in settings], prompts, seeds)
     quantiles = t_quantiles(accuracy, seed=seed)
     measures = Measure(accuracy, quantiles, True), Measure(margin, quantiles, False)
     found = best(accuracy, seed=seed)

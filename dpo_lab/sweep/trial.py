@@ -17,6 +17,8 @@ class Live:
     """One trial of the command at hand.
 
     Attributes:
+        axes: the sweep's axes and this trial's values: those of the command, and what else is known.
+        params: of the axes that any command swept, the text of the value.
         number: the order of the first starts in the sweep, from 0; None before the first.
         queued: it is to be started.
     """
@@ -25,6 +27,8 @@ class Live:
     folder: Path
     state: State
     tail: Tail
+    axes: dict[str, Any]
+    params: dict[str, str]
     number: int | None = None
     queued: bool = False
     began: float = 0.0  # time.monotonic() of its start
@@ -36,9 +40,11 @@ class Live:
         """What is known of a trial from its folder."""
         known = read_json(folder / FILE)
         known = known if isinstance(known, dict) else {}
-        live = cls(asked, folder, state_of(folder), Tail(folder / "metrics.jsonl"), known.get("number"))
+        axes = _dict(known.get("axes")) | asked.held | asked.axes  # a command that sweeps less takes nothing away
+        params = _dict(known.get("params")) | asked.point
+        live = cls(asked, folder, state_of(folder), Tail(folder / "metrics.jsonl"), axes, params, known.get("number"))
         live.tail.look()
-        if known and known.get("axes") != asked.axes:  # an axis has come or gone since
+        if known and (known.get("axes"), known.get("params")) != (axes, params):  # an axis has come since
             live.write(known.get("exit_code"))
         return live
 
@@ -58,8 +64,8 @@ class Live:
         Raises:
             OutputError: it cannot be written.
         """
-        content = {"id": self.id, "number": self.number, "axes": self.asked.axes}
-        content |= {"overrides": list(self.asked.words), "params": self.asked.point, "exit_code": code}
+        content = {"id": self.id, "number": self.number, "axes": self.axes}
+        content |= {"overrides": list(self.asked.words), "params": self.params, "exit_code": code}
         write_json(self.folder / FILE, content)
 
     def steps(self) -> int | None:
@@ -69,3 +75,7 @@ class Live:
             self.facts = facts if isinstance(facts, dict) else {}
         steps = self.facts.get("steps")
         return steps if isinstance(steps, int) else None
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

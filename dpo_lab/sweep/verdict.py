@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dpo_lab.sweep.resampling import LEAST_PROMPTS
 from dpo_lab.sweep.results import Trial
-from dpo_lab.sweep.wording import counted, fixed, listed, percent
+from dpo_lab.sweep.wording import SEEDS, counted, fixed, listed, percent, value_text
 
 if TYPE_CHECKING:
     from dpo_lab.sweep.statistics import Interval, Standing
@@ -50,6 +50,12 @@ def judge(standings: Sequence["Standing"], contending: Sequence[bool], pairs: in
         return "no clear winner", f"{_among(members)}: {first.label} has {ahead}.{noise}{_others(standings, members)}"
     ahead = f"{_ahead(first, standings[1], on)} ({_gap(standings[1])})"
     return "clear winner", f"{first.label} is the clear winner of {counted(len(standings), 'setting')}: {ahead}."
+
+
+def varied(standings: Sequence["Standing"]) -> list[str]:
+    """The kinds of seeds of which a setting has several."""
+    seeds = {key: [{value_text(trial.axes.get(key)) for trial in s.trials} for s in standings] for key in SEEDS}
+    return [key for key, met in seeds.items() if max(map(len, met), default=0) > 1]
 
 
 def nothing(trials: Sequence[Trial]) -> str:
@@ -123,9 +129,12 @@ def _gap(second: "Standing") -> str:
 
 
 def _seeds(standings: Sequence["Standing"]) -> str:
+    """`2 seeds each`; trials where two kinds of seeds vary, which are not as many draws."""
+    word = "trial" if len(varied(standings)) > 1 else "seed"
     fewest, most = (f(len(s.trials) for s in standings) for f in (min, max))
     each = " each" if len(standings) > 1 else ""
-    return (counted(fewest, "seed") if fewest == most else f"{fewest} to {most} seeds") + each
+    kinds = f" over {listed(varied(standings))}" if word == "trial" else ""
+    return (counted(fewest, word) if fewest == most else f"{fewest} to {most} {word}s") + each + kinds
 
 
 def _points(share: float) -> str:

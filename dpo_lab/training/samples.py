@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_lab.data.types import Message
-from dpo_lab.inference.generate import generate
+from dpo_lab.inference.generate import ends_of, generate
 from dpo_lab.inference.sampler import Sampling
 from dpo_lab.preference.ref_cache import answer_key
 from dpo_lab.training.parts import Parts, RunContext
@@ -32,7 +32,8 @@ def reference_answers(run: RunContext, parts: Parts, asked: list[Asked]) -> list
     """The reference's answers, from the cache where they are known; valid before the first update only."""
     sampling = _sampling(run)
     batch = [token for a in asked for token in [*a.ids, -1]]  # batch mates may change the last bits
-    how = [sampling.max_new_tokens, *parts.template.end_of_turn, *batch]
+    ends = sorted(ends_of(parts.policy, parts.template))
+    how = [sampling.max_new_tokens, *ends, -1, *batch]
     if sampling != Sampling(sampling.max_new_tokens, seed=sampling.seed):  # else the most probable tokens
         how += repr(sampling).encode()
     keys = [answer_key(a.ids, how) for a in asked]

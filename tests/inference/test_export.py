@@ -419,7 +419,7 @@ class Hub(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
     asked: list[tuple[str, str]]
-    refuse = False
+    refuse = public = False
 
     def do_GET(self) -> None:
         self.answer()
@@ -451,7 +451,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.send(
                 200, {"commitUrl": f"http://{self.headers['Host']}/toys/mine/commit/1", "commitOid": "1" * 40}
             )
-        return self.send(200, {"id": "toys/mine", "sha": "0" * 40, "siblings": [], "private": True})
+        return self.send(200, {"id": "toys/mine", "sha": "0" * 40, "siblings": [], "private": not self.public})
 
     def send(self, code: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -488,6 +488,17 @@ def test_an_export_is_uploaded_when_asked(lab, tmp_path, hub):
     assert hub.files == {p.name: p.read_bytes() for p in folder.iterdir()}
     assert "hf_secret" not in "".join(data.decode(errors="replace") for data in hub.files.values())
     assert '"toys/mine"' in hub.files["README.md"].decode()
+
+
+def test_a_public_repository_gets_nothing_that_was_to_be_private(lab, tmp_path, hub):
+    hub.public = True
+    words = [run_of(lab), "format=adapter", "export.push_to_hub=toys/mine"]
+    with pytest.raises(OutputError, match=r"nothing was uploaded: toys/mine exists and is public"):
+        exported(lab, *words, f"output={tmp_path / 'p'}")
+    assert (tmp_path / "p" / "adapter_model.safetensors").is_file()
+    assert not hub.files
+    exported(lab, *words, "export.private=false", f"output={tmp_path / 'q'}")
+    assert "adapter_model.safetensors" in hub.files
 
 
 def test_a_refused_upload_leaves_the_export_and_says_how_to_try_again(lab, tmp_path, hub):

@@ -340,6 +340,13 @@ def test_a_closed_door_ends_it_at_once_and_the_key_is_nowhere(tmp_path, status, 
     assert KEY not in everything(tmp_path)
 
 
+def test_what_an_endpoint_says_does_not_take_over_the_terminal(tmp_path):
+    said = {"error": {"message": "\x1b]0;owned\x07\x1b[2Jno such model\u202e"}}
+    with serving(lambda _: Reply(said, 404)) as server, pytest.raises(JudgeError, match="no such model") as caught:
+        asking(tmp_path, server.url, concurrency=1).ask(both_orders(1)[0])
+    assert not set("\x1b\x07\u202e") & set(str(caught.value))
+
+
 def test_a_judge_that_repeats_the_key_does_not_get_it_written(tmp_path):
     with serving(always(f"Your key is {KEY}.\nVerdict: A")) as server:
         ours = asking(tmp_path, server.url)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from doors import door_of, of_lab, quantised_run, refused, run_words, whole_run
 from runs import write_pairs
+from tiny import write_tiny_model
 
+from dpo_lab.data.prepare import prompt_share
 from dpo_lab.inference.evals.compare import PairValues, compare
 from dpo_lab.runtime.errors import ConfigError, DataError, ModelError, OutputError
 from dpo_lab.runtime.files import read_json, read_jsonl
@@ -106,6 +108,23 @@ def test_a_run_that_went_on_from_an_adapter_is_measured_against_it(lab):
     assert "the adapter of run" in read_json(folder / "scores.json")["reference"]["what"]
 
 
+def test_trained_embeddings_that_are_the_head_too_score_together_as_alone(lab):
+    """The first adapter alone gets its head from PEFT; the reference's adapter comes before all results."""
+    saved = "lora.modules_to_save=[embed_tokens]"
+    runs = [lab.train(saved, f"optim.lr={rate}").path for rate in ("1e-2", "3e-2")]
+    alone = [run_evaluation(lab, run_words(run))[0] for run in runs]
+    for order in (runs, runs[::-1]):
+        together, folder = run_evaluation(lab, run_words(*order))
+        assert together == pytest.approx(alone[0] | alone[1], rel=1e-5, abs=1e-5)
+        for run in order:
+            same_as_recorded(run, folder, run.name)
+    margins = [metrics[f"{run.name}/logratios/margins"] for run, metrics in zip(runs, alone, strict=True)]
+    assert abs(margins[0] - margins[1]) > 0.1
+    more = lab.train(saved, f"lora.adapter={runs[0]}", "optim.lr=2e-2").path
+    _, folder = run_evaluation(lab, run_words(more))
+    same_as_recorded(more, folder, more.name)
+
+
 def test_a_loss_on_the_command_line_is_for_all_results(lab, scored):
     _, folder = run_evaluation(lab, run_words(*lab.runs), "loss=ipo")
     for run in lab.runs:
@@ -192,15 +211,29 @@ def test_an_interrupted_call_scores_what_is_left(lab, scored, counts, tmp_path):
 def test_a_folder_with_something_else_is_not_overwritten(lab, scored, tmp_path):
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds other files.*overwrite=true"):
-        run_evaluation(lab, run_words(lab.runs[0]), f"output={tmp_path / 'held'}")
+    for words in ((), ("overwrite=true",)):
+        with pytest.raises(OutputError, match=r"holds other files"):
+            run_evaluation(lab, run_words(lab.runs[0]), f"output={tmp_path / 'held'}", *words)
+    assert [p.name for p in (tmp_path / "held").iterdir()] == ["notes.txt"]
     with pytest.raises(OutputError, match=r"evaluation of something else.*overwrite=true"):
         run_evaluation(lab, run_words(lab.runs[0]), f"output={scored[1]}")
-    _, folder = run_evaluation(
-        lab, run_words(lab.runs[0]), f"output={tmp_path / 'held'}", "overwrite=true", "trainer.kl_pairs=0"
-    )
-    assert (folder / "scores.json").is_file()
-    assert (folder / "notes.txt").read_text() == "mine", "what is not ours stays"
+
+
+def test_a_run_is_never_overwritten_by_its_own_evaluation(lab):
+    run = lab.runs[0]
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    for output in (run.parent, run, run / "evaluation"):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="lie in one another"):
+                run_evaluation(lab, run_words(run), f"output={output}", "overwrite=true")
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_an_evaluation_is_repeated_in_its_place(lab, scored, tmp_path):
+    folder = Path(shutil.copytree(scored[1], tmp_path / "again"))
+    (folder / lab.runs[0].name / "metrics.json").write_text('{"loss": 123.0}')
+    metrics, _ = run_evaluation(lab, run_words(*lab.runs), f"output={folder}", "overwrite=true")
+    assert metrics == pytest.approx(scored[0], rel=1e-5, abs=1e-6), "and nothing of it is taken as it lay there"
 
 
 def test_an_adapter_of_elsewhere_scores_as_the_run_it_is_from(lab, scored, tmp_path):
@@ -235,6 +268,95 @@ def test_an_adapter_of_another_base_names_both(lab, tmp_path, tiny_wide):
     assert str(tiny_wide) in str(told.value)
     with pytest.raises(ConfigError, match="are of another base"):
         run_evaluation(lab, run_words(lab.runs[0], quantised_run(lab)))
+
+
+def test_an_adapter_of_another_base_of_the_same_shape_needs_force(lab, tmp_path):
+    other = write_tiny_model(tmp_path / "other", initializer_range=0.1)
+    adapter = Path(shutil.copytree(lab.runs[0] / "final", tmp_path / "plain"))
+    words = (f"adapter={adapter}", "model=hf", f"model.path={other}", "data=file", f"data.path={lab.data}")
+    with pytest.raises(ModelError, match="force=true") as told:
+        run_evaluation(lab, *words)
+    assert str(lab.model) in str(told.value)
+    assert str(other) in str(told.value)
+    metrics, _ = run_evaluation(lab, *words, "force=true", "data.eval_fraction=0.3")
+    assert metrics
+
+
+def test_a_whole_model_of_another_start_is_refused_beside_others(lab, tmp_path):
+    run = Path(shutil.copytree(whole_run(lab), tmp_path / "elsewhere"))
+    facts = read_json(run / "facts.json")
+    facts["model"] |= {"identity": "0" * 16}
+    (run / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="are of another start"):
+        run_evaluation(lab, run_words(whole_run(lab), run))
+    facts["model"] |= {"base": "0" * 16}
+    (run / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(ModelError, match="was trained on"):
+        run_evaluation(lab, run_words(run))
+
+
+def test_a_whole_model_and_an_adapter_of_one_start_score_together_as_recorded(lab):
+    runs = [whole_run(lab), lab.runs[0]]
+    _, folder = run_evaluation(lab, run_words(*runs), "trainer.kl_pairs=0")
+    for run in runs:
+        wanted, found = recorded(run)[0], read_json(folder / run.name / "metrics.json")
+        assert found["logratios/margins"] == pytest.approx(wanted["logratios/margins"], rel=1e-5)
+
+
+# What a result has seen
+
+
+def prompts_of(lab, low, high):
+    """The prompts that a fraction of `high` holds out and one of `low` trains on."""
+    rows = [json.loads(line) for line in lab.data.read_text().splitlines()]
+    shares = {row["prompt"]: prompt_share([{"role": "user", "content": row["prompt"]}]) for row in rows}
+    return {prompt for prompt, share in shares.items() if low <= share < high}
+
+
+def test_pairs_that_another_result_was_trained_on_are_counted_and_told(lab, scored, capsys):
+    assert scored[2]["notes"] == []
+    assert [result["trained_on"] for result in scored[2]["results"]] == [0, 0]
+    other = lab.train("data.eval_fraction=0.1").path
+    seen = len(prompts_of(lab, 0.1, 0.3))
+    assert seen > 0
+    _, folder = run_evaluation(lab, run_words(lab.runs[0], other), "trainer.kl_pairs=0")
+    content = read_json(folder / "scores.json")
+    assert [result["trained_on"] for result in content["results"]] == [0, seen]
+    [note] = content["notes"]
+    assert note.startswith(f"{other.name} was trained on the prompts of {seen} of these {content['pairs']} pairs: ")
+    assert note.split()[0] in capsys.readouterr().out
+    _, folder = run_evaluation(lab, run_words(other, lab.runs[0]), "trainer.kl_pairs=0")
+    assert read_json(folder / "scores.json")["notes"] == [], "what 0.1 holds out 0.3 holds out too"
+
+
+def test_a_higher_fraction_on_the_command_line_does_not_hide_what_was_trained_on(lab):
+    _, folder = run_evaluation(lab, run_words(lab.runs[0]), "data.eval_fraction=0.6", "trainer.kl_pairs=0")
+    content = read_json(folder / "scores.json")
+    assert content["results"][0]["trained_on"] == len(prompts_of(lab, 0.3, 0.6)) > 0
+    assert len(content["notes"]) == 1
+
+
+def test_pairs_beyond_a_bound_were_not_trained_on(lab):
+    run = lab.train("data.max_pairs=4").path
+    words = ("evaluate.split=all", "data.max_pairs=null", "trainer.kl_pairs=0")
+    _, folder = run_evaluation(lab, run_words(run), *words)
+    assert read_json(folder / "scores.json")["results"][0]["trained_on"] == 4
+
+
+def test_data_that_is_gone_or_has_changed_is_told(lab, tmp_path):
+    pairs = write_pairs(tmp_path / "mine.jsonl", n=20)
+    run = lab.train(f"data.path={pairs}").path
+    words = (run_words(run), "data=file", f"data.path={lab.data}", "evaluate.split=all", "trainer.kl_pairs=0")
+    rows = pairs.read_text().splitlines(keepends=True)
+    pairs.write_text("".join(rows[:-2]))
+    _, folder = run_evaluation(lab, *words, f"output={tmp_path / 'changed'}")
+    [note] = read_json(folder / "scores.json")["notes"]
+    assert "by its data as they are now" in note
+    pairs.unlink()
+    _, folder = run_evaluation(lab, *words, f"output={tmp_path / 'gone'}")
+    content = read_json(folder / "scores.json")
+    assert content["results"][0]["trained_on"] is None
+    assert "Nobody knows" in content["notes"][0]
 
 
 def test_results_of_two_references_are_told_apart(lab, tmp_path):
@@ -375,6 +497,13 @@ def folders(lab, tmp_path_factory):
     shutil.copytree(lab.runs[0] / "final", root / "plain")
     shutil.copytree(lab.runs[0], root / "bare", ignore=shutil.ignore_patterns("checkpoints"))
     (root / "bare" / "facts.json").unlink()
+    for name, settings in (
+        ("ia3", {"peft_type": "IA3"}),
+        ("alora", {"peft_type": "LORA", "alora_invocation_tokens": [1]}),
+        ("damaged", []),
+    ):
+        (root / name).mkdir()
+        (root / name / "adapter_config.json").write_text(json.dumps(settings))
     places = {p.name: p for p in root.iterdir()}
     return places | {"whole": whole, "one": lab.runs[0], "two": lab.runs[1], "absent": root / "absent"}
 
@@ -392,6 +521,10 @@ REFUSED = {
     ("evaluate", "run=[{one},{one}/final]"): "is given twice",
     ("evaluate", "adapter={empty}"): "adapter={empty}:",
     ("evaluate", "adapter={whole}"): "Use run={whole}",
+    ("evaluate", "adapter={ia3}"): "is of the kind IA3. Supported are adapters of the kind LORA",
+    ("chat", "adapter={ia3}"): "is of the kind IA3. Supported are adapters of the kind LORA",
+    ("serve", "adapter={alora}"): "is activated LoRA (alora_invocation_tokens), which is not supported",
+    ("export", "adapter={damaged} output={absent}"): "has a damaged adapter_config.json",
     ("evaluate", "run={one} evaluate.task=duel harness=[arc_easy]"): "are two evaluations",
     ("evaluate", "run={one} evaluate.task=harness"): "needs its tasks",
     ("evaluate", "run={one} harness=[]"): "names no task",

@@ -246,6 +246,30 @@ def test_several_choices_are_answers_of_their_own(client: openai.OpenAI) -> None
             assert drawn[0] == text_of(client, "reference", temperature=1.5, top_p=1, **seed)
 
 
+def test_sampled_choices_come_from_one_batch(client: openai.OpenAI, told: pytest.LogCaptureFixture) -> None:
+    for seed in ({"seed": 3}, {}):
+        drawn = ask(client, "reference", n=10, temperature=1.5, top_p=1, **seed)
+        assert len({c.message.content for c in drawn.choices}) == 10
+        until(lambda: len(batches(told)) == 2)
+        assert [message.split()[0] for message in batches(told)] == [str(worker_module.TOGETHER), "2"]
+        told.clear()
+
+
+def test_those_who_ask_with_other_seeds_share_a_batch_too(
+    client: openai.OpenAI, told: pytest.LogCaptureFixture
+) -> None:
+    def drawn(seed: int) -> str:
+        return text_of(client, "reference", temperature=1.5, top_p=1, seed=seed)
+
+    alone = list(map(drawn, range(6)))
+    assert len(set(alone)) == len(batches(told)) == 6
+    told.clear()
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(drawn, range(6))) == alone
+    until(lambda: sum(int(m.split()[0]) for m in batches(told)) == 6)
+    assert len(batches(told)) < 6
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "does not take it"),
     ({"logprobs": True}, "logprobs", "does not take it"),

@@ -74,6 +74,24 @@ def test_a_long_conversation_loses_its_oldest_turns_whole(template: Template) ->
         fit(talk, template, len(shortest) - 1)
 
 
+def test_a_very_long_conversation_is_written_a_few_times(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = turns(*(text for i in range(400) for text in (f"q{i}", f"a{i}")), "last", system="S")
+    written, original = [], template.try_prompt_ids
+    [whole] = template.prompt_ids([talk])
+
+    def counted(prompts: Any, *args: Any) -> Any:
+        written.extend(prompts)
+        return original(prompts, *args)
+
+    monkeypatch.setattr(template, "try_prompt_ids", counted)
+    left, ids, gone = fit(talk, template, len(whole) // 3)
+    assert len(written) < 15
+    assert len(ids) <= len(whole) // 3
+    [longer] = template.prompt_ids([[talk[0], *talk[1 + gone - 2 :]]])  # a question and its answer more
+    assert len(longer) > len(whole) // 3
+    assert left == [talk[0], *talk[1 + gone :]]
+
+
 def test_what_follows_the_last_question_stays_with_it(template: Template) -> None:
     talk = [*turns("q1", "a1", "q2"), {"role": "tool", "content": "result"}]
     [ids] = template.prompt_ids([talk])

@@ -21,7 +21,7 @@ from tiny import (
 from torch import Tensor, nn
 
 from dpo_lab.data.collate import collate
-from dpo_lab.models.lora import continued_adapter, new_adapter
+from dpo_lab.models.lora import attach, attached_adapter, continued_adapter, new_adapter
 from dpo_lab.models.precision import Precision
 from dpo_lab.models.save import save_final
 from dpo_lab.models.targets import target_modules
@@ -447,3 +447,108 @@ def test_an_adapter_of_another_kind_is_refused(tiny_model: Path, tmp_path: Path)
     get_peft_model(load_tiny(tiny_model), config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="of the kind IA3"):
         continued_adapter(load_tiny(tiny_model), tmp_path, tiny_lora(), copy=False)
+
+
+# -- saved adapters, several on one base --------------------------------------------------------------------------
+
+
+def saved(folder: Path, base: Path, size: float, **lora: Any) -> Path:
+    """A moved adapter on disk."""
+    policy = policy_of(base, **lora)
+    shake(policy, size)
+    save_final(policy, byte_tokenizer(), folder, base=str(base), card="")
+    return folder
+
+
+def by_peft(folder: Path, base: Path, **settings: Any) -> Path:
+    """The same from PEFT alone."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **({"target_modules": ["q_proj"]} | settings))
+    policy: Any = get_peft_model(load_tiny(base), config)
+    shake(policy)
+    policy.save_pretrained(folder)
+    return folder
+
+
+def spoken(model: Any, name: str) -> Tensor:
+    model.base_model.set_adapter(name, inference_mode=True)
+    return logps(model)
+
+
+@pytest.mark.parametrize("second", VARIANTS)
+@pytest.mark.parametrize("first", ["default", "tied embedding saved"])
+def test_adapters_on_one_base_compute_what_each_does_alone(
+    first: str, second: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """PEFT ties embedding and head for the first adapter only: the others would speak with the base's head."""
+    kinds = {"a": VARIANTS[first], "b": VARIANTS[second]}
+    folders = {name: saved(tmp_path / name, tiny_model, size, **kinds[name]) for name, size in (("a", 0.1), ("b", 0.2))}
+    alone = {name: logps(attached_adapter(load_tiny(tiny_model), folder)) for name, folder in folders.items()}
+    base = logps(load_tiny(tiny_model))
+    model: Any = load_tiny(tiny_model)
+    for name, folder in folders.items():
+        model = attach(model, folder, name)
+    model.eval()
+    assert not any(p.requires_grad for p in model.parameters())
+    for name in ("a", "b", "a"):
+        assert difference(spoken(model, name), alone[name]) < 1e-5, name
+        assert difference(alone[name], base) > 1e-2
+    with model.disable_adapter():
+        assert difference(logps(model), base) <= 1e-12
+
+
+def test_a_head_that_another_adapter_had_left_alone_is_tied_too(tiny_model: Path, tmp_path: Path) -> None:
+    parted = by_peft(tmp_path / "parted", tiny_model, modules_to_save=["embed_tokens"])
+    tied = saved(tmp_path / "tied", tiny_model, 0.2, modules_to_save=["embed_tokens"])
+    alone = [logps(attached_adapter(load_tiny(tiny_model), folder)) for folder in (parted, tied)]
+    for one, other in ((parted, tied), (tied, parted)):
+        model = attach(attach(load_tiny(tiny_model), one, one.name), other, other.name).eval()
+        assert difference(spoken(model, "parted"), alone[0]) < 1e-5
+        assert difference(spoken(model, "tied"), alone[1]) < 1e-5
+        with model.disable_adapter():
+            assert difference(logps(model), logps(load_tiny(tiny_model))) <= 1e-12
+
+
+def test_a_saved_adapter_on_the_head_is_refused_first_and_second(
+    untied: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    head = by_peft(tmp_path / "head", untied, target_modules=["q_proj", "lm_head"])
+    plain = saved(tmp_path / "plain", untied, 0.1)
+    for model in (load_tiny(untied), attached_adapter(load_tiny(untied), plain)):
+        with pytest.raises(ConfigError, match=r"head is on the LM head, which cannot carry an adapter here"):
+            attach(model, head, "b")
+    embedding = by_peft(tmp_path / "embedding", tiny_model, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(ConfigError, match=r"embedding is on the input embedding, whose weight is the LM head's too"):
+        attach(load_tiny(tiny_model), embedding, "a")
+
+
+def test_a_part_of_an_adapter_is_refused_first_and_second(tiny_model: Path, tmp_path: Path) -> None:
+    """An adapter of a deeper or a flatter model of the same width, or a file with a hole."""
+    from safetensors.torch import load_file, save_file
+
+    plain = saved(tmp_path / "plain", tiny_model, 0.1)
+    deep = write_tiny_model(tmp_path / "models" / "deep", num_hidden_layers=3)
+    deeper = saved(tmp_path / "deeper", deep, 0.1)
+    holed = saved(tmp_path / "holed", tiny_model, 0.1)
+    weights = load_file(holed / "adapter_model.safetensors")
+    del weights[next(name for name in sorted(weights) if "lora_B" in name)]
+    save_file(weights, holed / "adapter_model.safetensors", metadata={"format": "pt"})
+    cases = [(tiny_model, deeper, r"layers that are not there: .*layers\.2\..*and 13 more", deep)]
+    cases += [(deep, plain, r"has no weights for .*layers\.2\.", tiny_model)]
+    cases += [(tiny_model, holed, r"has no weights for .*lora_B\.\w+\.weight\.", tiny_model)]
+    for base, folder, said, made_for in cases:
+        fine = plain if base == tiny_model else deeper
+        for model in (load_tiny(base), attached_adapter(load_tiny(base), fine)):
+            with pytest.raises(ModelError, match=said) as told:
+                attach(model, folder, "b")
+            assert f"was made for {made_for} and does not fit {base}" in str(told.value)
+
+
+def test_kinds_that_the_lab_does_not_compute_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import IA3Config, get_peft_model
+
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")  # type: ignore[arg-type]
+    get_peft_model(load_tiny(tiny_model), config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"of the kind IA3\. Supported are"):
+        attached_adapter(load_tiny(tiny_model), tmp_path)

@@ -15,6 +15,7 @@ from dpo_lab.config.schema import Quant, Rope
 from dpo_lab.data.collate import collate
 from dpo_lab.models.load import load_model, rope_facts
 from dpo_lab.models.locate import Located
+from dpo_lab.models.rope import reach
 from dpo_lab.preference.forward import Forward, depends_on_length
 from dpo_lab.runtime.errors import ConfigError, ModelError
 
@@ -225,4 +226,22 @@ def test_a_saved_model_is_the_same_without_being_told(short, ids, kind, tmp_path
     byte_tokenizer().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["rope_parameters"]["rope_type"] == kind
     assert gap(hidden(loaded(tmp_path), ids), hidden(model, ids)) < 1e-6
-    assert AutoConfig.from_pretrained(tmp_path).max_position_embeddings == (NATIVE if kind == "dynamic" else 4 * NATIVE)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.max_position_embeddings == (NATIVE if kind == "dynamic" else 4 * NATIVE)
+    assert reach(config) == reach(model.config) == 4 * NATIVE == facts(short, scaling(kind))["length"]
+
+
+def test_a_model_without_scaling_reaches_what_it_says(short):
+    assert reach(loaded(short).config) == NATIVE
+    assert reach(GPT2Config(n_positions=NATIVE)) == NATIVE
+    assert reach(GPT2Config(n_positions=-1)) is None
+
+
+def test_dynamic_scaling_of_the_models_own_is_extended_from_where_it_ends(short, tmp_path):
+    loaded(short, scaling("dynamic")).save_pretrained(tmp_path)
+    found = facts(tmp_path, scaling("dynamic"), 6 * NATIVE)
+    assert found == {"type": "dynamic", "factor": 8.0, "native_length": 4 * NATIVE, "length": 8 * NATIVE}
+    config = loaded(tmp_path, scaling("dynamic"), 6 * NATIVE).config
+    assert (config.max_position_embeddings, reach(config)) == (NATIVE, 8 * NATIVE)
+    with pytest.raises(ConfigError, match=f"the model reaches {4 * NATIVE} tokens"):
+        facts(tmp_path, scaling("dynamic"), 3 * NATIVE)

@@ -1,5 +1,6 @@
 """Small sweep folders: sweep.yaml and run folders as a sweep leaves them, with margins that a test chooses."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def write_trial(
         steps: that were asked for.
         reached: the last step; None: all steps if done, else half of them.
         samples: rows of samples.jsonl.
-        config: merged into the resolved config in facts.json.
+        config: merged, beside the axes, into the resolved config in facts.json.
         seconds: that the run took.
     """
     name = name or digest(json.dumps(axes, sort_keys=True, default=str))[:12]
@@ -97,7 +98,7 @@ def write_trial(
         _write(path / "eval_pairs.jsonl", _pairs(margins, prompts, index, tokens, reference, reached))
     if samples:
         _write(path / "samples.jsonl", list(samples))
-    _write(path / "facts.json", _facts(name, steps, reference, config or {}))
+    _write(path / "facts.json", _facts(name, steps, reference, config_of(axes, config or {})))
     status = {"status": "running" if state == "interrupted" else state, "reason": reason, "pid": 1}
     status["time"] = "2026-01-02T04:05:06+0000"
     if state == "failed":
@@ -108,6 +109,20 @@ def write_trial(
         _write(path / "final" / "adapter_config.json", {"peft_type": "LORA"})
     _write(path / "status.json", status)
     return path
+
+
+def config_of(axes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that has the values of the axes; a few defaults, and `more` in their place."""
+    tree: dict[str, Any] = {"seed": 0, "data": {"seed": 0}, "optim": {"lr": 5e-5}, "loss": {"beta": 0.1}} | more
+    tree = copy.deepcopy(tree)
+    for key, value in axes.items():
+        *nodes, last = key.split(".")
+        node: Any = tree
+        for name in nodes:
+            node = node.setdefault(name, {}) if isinstance(node, dict) else None
+        if isinstance(node, dict) and not isinstance(node.get(last), dict):  # of a group the options are not named
+            node[last] = value
+    return tree
 
 
 def _write(path: Path, content: Any) -> None:
@@ -163,10 +178,9 @@ def _pairs(
 
 
 def _facts(name: str, steps: int, reference: bool, config: dict[str, Any]) -> dict[str, Any]:
-    tree = {"seed": 0, "data": {"seed": 0}, "optim": {"lr": 5e-5}, "loss": {"beta": 0.1}} | config
     return {
         "run_id": name,
-        "config": tree,
+        "config": config,
         "commit": "0123456789abcdef",
         "device": "cpu",
         "versions": {"torch": "2.11.0"},

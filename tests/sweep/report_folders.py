@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from folders import write_book
+from folders import config_of, write_book
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">{{data}} `x` | **b**"
 VALUES = {"optim.lr": [5e-5, 1e-4, 2e-4], "loss.beta": [0.05, 0.1, 0.3], "lora.r": [8, 16]}
@@ -128,9 +128,8 @@ def _samples(quality: float, hostile: bool) -> list[dict[str, Any]]:
 
 
 def _facts(steps: int, axes: dict[str, Any]) -> dict[str, Any]:
-    config = CONFIG | {"seed": axes.get("seed", 0)}
     return {
-        "config": config,
+        "config": config_of(axes, CONFIG),
         "commit": "5f0c2d1e9b7a4c3d8e6f",
         "device": DEVICE,
         "versions": {

@@ -1,7 +1,8 @@
 """A SLURM of one machine for the tests: sbatch, srun, scancel, sacct and squeue, as far as submitit uses them.
 
 `install` puts the commands in a folder for PATH. Jobs are in the folder named by TEST_SLURM: JOB/state, JOB/pid (of the
-group of its processes) and JOB/script. Where it holds a file `full`, jobs wait in the queue.
+group of its processes) and JOB/script. Where it holds a file `full`, jobs wait in the queue; a file `limit` has the number of
+jobs that may be there at a time, beyond which sbatch refuses.
 """
 
 import os
@@ -35,6 +36,12 @@ def say(line: str) -> None:
 
 
 def sbatch(script: str) -> None:
+    if (jobs() / "limit").exists():
+        there = [job for job in jobs().glob("[0-9]*") if (job / "state").read_text().split()[0] not in OVER]
+        if len(there) >= int((jobs() / "limit").read_text()):
+            sys.exit(
+                "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: job limit."
+            )
     number = time.time_ns() // 1_000_000  # submitit remembers the states of ids as long as the process lives
     job = jobs() / str(number)
     job.mkdir()

@@ -1,5 +1,6 @@
 """Jobs through submitit: on this machine for real, and through a stand-in for SLURM's commands."""
 
+import errno
 import logging
 import os
 import pickle
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 import slurm
 from runs import Lab, rows, same_result, status, steps_done
+from sweeping import call
 
-from dpo_lab.runtime.errors import LabError
+from dpo_lab.runtime.errors import DiskFull, LabError
 from dpo_lab.runtime.files import is_locked
 from dpo_lab.sweep import cluster
 from dpo_lab.sweep.cluster import SubmititPool
-from dpo_lab.sweep.pool import Ended, Order, Pool
+from dpo_lab.sweep.pool import Ended, Order, Pool, Refused
+from dpo_lab.sweep.remote import Mail
 from dpo_lab.training.folder import RunFolder
 
 pytest.importorskip("submitit")
@@ -257,6 +260,69 @@ def test_a_job_that_waits_in_the_queue_is_cancelled(on_slurm: SubmititPool, tmp_
     on_slurm.signal("ab12", signal.SIGTERM)
     assert ends(on_slurm) == [Ended("ab12", 143)]
     assert (job_of(queue) / "state").read_text().startswith("CANCELLED")
+
+
+def test_a_job_that_sbatch_refuses_leaves_nothing_and_takes_no_other(
+    on_slurm: SubmititPool, tmp_path: Path, queue: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fails where it cannot be told from a mistake, where each refusal leaves a folder, or where submitit writes to stderr."""
+    (queue / "limit").write_text("1")
+    on_slurm.start(order(tmp_path, *SHOW, trial="a"))
+    with pytest.raises(Refused, match=r"The job of trial b could not be submitted: .*: job limit\. Look at launcher\."):
+        on_slurm.start(order(tmp_path, *SHOW, trial="b"))
+    assert not [*(tmp_path / "s" / ".submitit" / "b").iterdir()]
+    assert capfd.readouterr() == ("", "")
+    assert ends(on_slurm) == [Ended("a", 0)]
+    on_slurm.start(order(tmp_path, *SHOW, trial="b"))
+    assert ends(on_slurm) == [Ended("b", 0)]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EAGAIN])
+def test_a_full_disk_is_no_refusal(pool: SubmititPool, tmp_path: Path, monkeypatch: Any, error: int) -> None:
+    """Fails where the sweep waits for a full disk, or ends because no process could be forked."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("submitit.local.local.start_controller", fail)
+    with pytest.raises(Refused if error == errno.EAGAIN else DiskFull):
+        pool.start(order(tmp_path, *SHOW))
+
+
+def test_a_signal_that_cannot_be_written_reaches_a_slurm_job_by_scancel(
+    on_slurm: SubmititPool, tmp_path: Path, queue: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a full disk. Fails where the error ends the sweep, or where the trial goes on for hours after a Ctrl-C."""
+    (queue / "full").touch()
+    on_slurm.start(order(tmp_path, *SHOW))
+    ((_, mail),) = on_slurm._jobs.values()
+    mail.begin()
+    on_slurm.signal("ab12", signal.SIGTERM)
+    assert (job_of(queue) / "state").read_text() == "PENDING"
+    (mail.folder / "signals").unlink()
+    (mail.folder / "signals").mkdir()
+    on_slurm.signal("ab12", signal.SIGTERM)
+    assert "SIGTERM could not be sent to a trial" in caplog.text
+    assert (job_of(queue) / "state").read_text().startswith("CANCELLED")
+    assert ends(on_slurm) == [Ended("ab12", 143)]
+
+
+def test_mail_that_cannot_be_sent_is_no_error(tmp_path: Path) -> None:
+    mail = Mail.create(tmp_path, "a")
+    assert mail.send(signal.SIGTERM)
+    assert mail.received() == [signal.SIGTERM]
+    (mail.folder / "signals").unlink()
+    (mail.folder / "signals").mkdir()
+    assert not mail.send(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_sweep_larger_than_the_queue_comes_to_its_end(lab: Lab, queue: Path) -> None:
+    """Fails where the refused job of the second trial ends the first."""
+    (queue / "limit").write_text("1")
+    text = call(lab, "launcher=slurm", "seed=0,1")
+    assert text.count("is done: accuracy") == 2
+    assert text.count("It is tried again") == 1
 
 
 @pytest.mark.parametrize(

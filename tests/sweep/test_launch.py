@@ -12,7 +12,7 @@ import pytest
 
 from dpo_lab.config.sweep_schema import Launcher
 from dpo_lab.sweep import launch
-from dpo_lab.sweep.pool import Ended, Order
+from dpo_lab.sweep.pool import Ended, Order, Refused
 from dpo_lab.sweep.processes import ProcessPool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +71,23 @@ def test_a_forked_trial_has_its_own_exit_code_output_and_group(tmp_path: Path) -
     finally:
         pool.close()
     pool.close()
+
+
+@pytest.mark.parametrize("error", [OSError(11, "no more processes"), EOFError("unexpected EOF")])
+def test_a_trial_that_cannot_be_forked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Fails where the error leaves the sweep, which then kills the trials that run."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    pool = ProcessPool(1)
+    monkeypatch.setattr(ProcessPool, "warm_up", lambda self: None)
+    monkeypatch.setattr("multiprocessing.context.ForkServerProcess._Popen", fail)
+    with pytest.raises(Refused, match=r"trial could not be started: .*\. Take a lower launcher\.n"):
+        pool.start(orders(tmp_path))
+    assert pool.ended() == []
 
 
 def test_the_server_that_is_forked_from_has_one_thread_and_no_gpu(tmp_path: Path) -> None:

@@ -122,6 +122,26 @@ def test_a_book_takes_more_axes_and_refuses_other_settings(tmp_path: Path) -> No
         Book.open(tmp_path / "s", "s")
 
 
+@pytest.mark.parametrize("litter", [".sweep.yaml.999999.tmp", ".submitit", "sweep.lock"])
+def test_what_a_first_call_left_that_was_killed_before_it_wrote_its_book_is_no_sweep_of_others(
+    tmp_path: Path, litter: str
+) -> None:
+    """Fails where the same command refuses the folder for good: half a sweep.yaml, or what a launcher set up before."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / litter).write_text("")
+    book = Book.open(tmp_path / "s", "s")
+    book.write()
+    assert Book.open(tmp_path / "s", "s").fixed == {}
+    assert not (tmp_path / "s" / ".sweep.yaml.999999.tmp").exists()
+
+
+def test_a_folder_of_something_else_is_no_sweep(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / ".sweep.yaml.999999.tmp").write_text("")
+    with pytest.raises(ConfigError, match=r"has no sweep\.yaml, but notes\.txt\. Choose another sweep\.name\."):
+        Book.open(tmp_path, "s")
+
+
 def points(*words: str) -> Points:
     return Points(cli.read_command(["--multirun", *words]))
 

@@ -32,6 +32,18 @@ def test_more_points_go_on_where_fewer_ended():
         assert random_points(axes, 40, seed=3)[:11] == random_points(axes, 11, seed=3)
 
 
+def test_points_that_were_tried_come_first_and_count():
+    """Fails where a larger axis is drawn from anew on top of them, or where one outside the space is asked for again."""
+    for few, many in ((["a=1,2,3,4"], ["a=1,2,3,4,5,6,7,8"]), (["a=interval(1,2)"], ["a=interval(1,4)"])):
+        tried = random_points(read_axes(few), 3, seed=0)
+        axes = read_axes(many)
+        points = random_points(axes, 6, 0, [*tried, {"a": "9"}])
+        assert len(points) == len({point["a"] for point in points}) == 6
+        assert points[:3] == tried
+        assert random_points(axes, 6, 0, points[:4]) == points  # however far it came before it was cut off
+        assert random_points(axes, 2, 0, tried) == tried
+
+
 def test_the_seed_matters_and_the_order_of_the_axes_does_not():
     for words in (MIXED, ["a=1,2,3", "b=x,y,z", "c=range(5)"]):
         axes = read_axes(words)

@@ -15,7 +15,7 @@ PROMPTS = [f"{i // 2:08x}" for i in range(80)]  # 40 prompts of two pairs
 
 @pytest.fixture
 def sweep(tmp_path):
-    return write_book(tmp_path / "sweep", {"optim.lr": [1e-4, 5e-5], "loss.beta": [0.1, 0.3], "seed": [0, 1]})
+    return write_book(tmp_path / "sweep", {"optim.lr": [1e-4, 5e-5], "seed": [0, 1]})
 
 
 def margins_of(right, *, size=2.0, shift=0, pairs=80):
@@ -246,6 +246,41 @@ def test_seeds_of_adapter_and_data_make_one_setting(sweep):
     write_trial(sweep, axes={"optim.lr": 5e-5, "seed": 0}, margins=margins_of(50), prompts=PROMPTS)
     found = answer(load(sweep))
     assert [(s.axes, len(s.trials)) for s in found.standings] == [({"optim.lr": 1e-4}, 4), ({"optim.lr": 5e-5}, 1)]
+
+
+def test_seeds_crossed_with_data_seeds_are_no_draws_of_their_own(sweep):
+    """Eight trials a setting, but only two orders of the pairs, which matter: fails where the trials count as eight draws."""
+    for lr, by_data in ((1e-4, (72, 60)), (5e-5, (56, 44))):
+        for data_seed, right in enumerate(by_data):
+            for seed in range(4):
+                axes = {"optim.lr": lr, "seed": seed, "data.seed": data_seed}
+                write_trial(sweep, axes=axes, margins=margins_of(right), prompts=PROMPTS)
+    found = answer(load(sweep))
+    assert found.verdict == "no clear winner"
+    assert " of 80 held-out pairs (40 prompts, 8 trials each over seed and data.seed) right" in found.sentence
+    for path in sweep.glob("*/trial.json"):  # the same scores from eight draws
+        trial = json.loads(path.read_text())
+        axes = trial["axes"]
+        own = {"optim.lr": axes["optim.lr"], "seed": axes["seed"] + 4 * axes["data.seed"]}
+        path.write_text(json.dumps(trial | {"axes": own}))
+    apart = answer(load(sweep))
+    assert apart.verdict == "clear winner"
+    assert apart.standings[0].accuracy == found.standings[0].accuracy
+
+
+def test_trials_whose_seeds_nobody_knows_count_one_by_one(sweep):
+    for lr, right in ((1e-4, 60), (5e-5, 50)):
+        for trial in range(3):
+            path = write_trial(
+                sweep, axes={"optim.lr": lr}, margins=margins_of(right + trial), prompts=PROMPTS, name=f"{lr}-{trial}"
+            )
+            (path / "facts.json").unlink()
+    alike = answer(load(sweep)).standings[0]
+    for path in sweep.glob("*/trial.json"):
+        trial = json.loads(path.read_text())
+        path.write_text(json.dumps(trial | {"axes": trial["axes"] | {"seed": trial["number"]}}))
+    known = answer(load(sweep)).standings[0]
+    assert known.accuracy_interval == alike.accuracy_interval
 
 
 def test_an_axis_is_judged_on_the_settings_that_its_values_share(sweep):

@@ -2,13 +2,14 @@
 
 import itertools
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import Lab, same_result, status
+from runs import Lab, at, same_result, status
 from sweeping import QUICK, call, fork_the_server, trials
 
 
@@ -41,13 +42,29 @@ def test_a_disk_that_fills_up_ends_the_sweep_which_goes_on_when_there_is_room(la
         same_result(trial, lab.train(*QUICK[2:], f"optim.lr={lr}", *words[1:]))
 
 
+def test_a_trial_that_leaves_with_code_0_before_its_end_has_failed(lab: Lab) -> None:
+    """A loss that calls sys.exit(), say. Fails where it counts as interrupted, and is started anew by each later call."""
+
+    def leave() -> None:
+        fork_the_server()
+        at("dpo_lab.training.align:Run.fit", lambda *_: sys.exit(0))()
+
+    call(lab, "seed=0,1", "sweep.on_failure=stop", code=1, first=leave)
+    (folder,) = trials(lab).values()
+    said = status(folder)
+    assert (said["status"], said["kind"]) == ("failed", "error")
+    assert said["reason"].startswith("it ended with exit code 0")
+    call(lab, "seed=0,1", "sweep.retry=none", code=1)
+    assert sorted(status(f)["status"] for f in trials(lab).values()) == ["done", "failed"]
+
+
 def test_a_clock_that_jumps_changes_nothing(lab: Lab) -> None:
     def jump() -> None:
         fork_the_server()
         real, calls = time.time, itertools.count()
         time.time = lambda: real() + (86400 if next(calls) % 3 else -86400)
 
-    words = ("optim.lr=1e-2,5e-3", "prune=median")
+    words = ("optim.lr=1e-2,5e-3", "prune=median", "prune.first_step=2")
     call(lab, *words, first=jump)
     found = trials(lab)
     for (lr,), trial in found.items():

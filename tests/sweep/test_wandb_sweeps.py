@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,18 @@ def test_the_agents_command_starts_the_door(tmp_path: Path) -> None:
     words[words.index("python")] = sys.executable
     done = subprocess.run([*words, "--cfg", "job"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["sweep"]["name"] == spec(FILES[0])["name"]
+    config = yaml.safe_load(done.stdout)
+    assert config["logger"]["group"] == spec(FILES[0])["name"]
+    assert config["sweep"]["name"] is None, "the run lands in no folder of a sweep"
+
+
+def test_no_group_of_a_wandb_sweep_is_that_of_a_study() -> None:
+    """Fails where the runs of both would be shown as one sweep in W&B."""
+    studies = {name for file in SWEEPS.glob("*.sh") for name in re.findall(r"sweep\.name=(\w+)", file.read_text())}
+    groups = {spec(path)["parameters"]["logger.group"]["value"] for path in FILES}
+    assert len(studies) >= 5
+    assert len(groups) == len(FILES)
+    assert not studies & groups
 
 
 def workspace(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

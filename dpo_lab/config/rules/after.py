@@ -92,7 +92,26 @@ def _adapter(path: str) -> Iterable[str]:
         use = f"run={path}" if (folder / "status.json").is_file() else f"model=hf model.path={path}"
         yield f"adapter={path} holds a whole model, not an adapter. Use {use}."
         return
-    yield from inputs.adapter_folder("adapter", path)
+    problems = inputs.adapter_folder("adapter", path)
+    yield from problems
+    found = inputs.adapter_in(folder)
+    if not problems and found is not None and (why := unsupported(found)):
+        yield f"adapter={path} {why}"
+
+
+def unsupported(folder: Path) -> str | None:
+    """Why the lab does not compute a saved adapter, in words that follow on its path; None where it does."""
+    saved = read_json(folder / "adapter_config.json")
+    if not isinstance(saved, dict):
+        return "has a damaged adapter_config.json. Get the folder again."
+    if saved.get("peft_type") != "LORA":
+        return (
+            f"is of the kind {saved.get('peft_type')}. Supported are adapters of the kind LORA: LoRA, rsLoRA and DoRA."
+        )
+    for key, what in (("alora_invocation_tokens", "activated LoRA"), ("layer_replication", "LoRA on repeated layers")):
+        if saved.get(key):
+            return f"is {what} ({key}), which is not supported. Give a LoRA, rsLoRA or DoRA adapter."
+    return None
 
 
 def evaluation(config: Config) -> Iterable[str]:

@@ -2,10 +2,11 @@
 
 import asyncio
 import copy
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dpo_lab.data.types import Message
@@ -62,13 +63,9 @@ class Front:
         name = self._known(request.model)
         sampling = self._sampling(request)
         ids, dropped = self._prompt([turn.message() for turn in request.messages], sampling.max_new_tokens)
-        seeds = [sampling.seed] + [_another(sampling.seed, i) for i in range(1, request.n)]
-        order = Order(
-            Asked(name, ids),
-            [replace(sampling, seed=seed) for seed in seeds] if request.seed is not None else [sampling] * request.n,
-            seeded=request.seed is not None,
-            stops=request.stop,
-        )
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        seeds = [seed] + [_another(seed, i) for i in range(1, request.n)]
+        order = Order([Asked(name, ids, seed) for seed in seeds], sampling, stops=request.stop)
         return Taken(name, order, len(ids), dropped)
 
     @asynccontextmanager
@@ -106,10 +103,10 @@ class Front:
         return name
 
     def _sampling(self, request: ChatRequest) -> Sampling:
-        """As `generation` has it, but for what the request says."""
+        """As `generation` has it, but for what the request says. The seed is not in it: each answer has its own."""
         asked = {"max_new_tokens": request.limit, "temperature": request.temperature, "top_p": request.top_p}
         generation = self.stage.config.generation.model_copy(update={k: v for k, v in asked.items() if v is not None})
-        return Sampling.of(generation, seed=request.seed or 0)
+        return Sampling.of(generation, seed=0)
 
     def _prompt(self, messages: list[Message], max_new_tokens: int) -> tuple[list[int], int]:
         """Token ids that fit, and how many messages do not."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dpo_lab.inference.api.problems import Problem
@@ -27,16 +27,15 @@ class Order:
     """The answers to one request. It is made in the event loop that reads it.
 
     Args:
-        asked: model and prompt.
-        samplings: of each answer.
-        seeded: the seed of the samplings was asked for; else the worker draws one.
+        asked: model, prompt and seed of each answer.
+        sampling: of all of them.
         stops: texts that end an answer.
     """
 
-    def __init__(self, asked: Asked, samplings: Sequence[Sampling], *, seeded: bool, stops: Sequence[str]) -> None:
+    def __init__(self, asked: Sequence[Asked], sampling: Sampling, *, stops: Sequence[str]) -> None:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
-        self.tickets = [Ticket(self, i, asked, s, seeded, Cut(stops)) for i, s in enumerate(samplings)]
+        self.tickets = [Ticket(self, i, one, sampling, Cut(stops)) for i, one in enumerate(asked)]
 
     def tell(self, place: int, news: News) -> None:
         """Called from any thread."""
@@ -70,24 +69,9 @@ class Ticket:
     place: int
     asked: Asked
     sampling: Sampling
-    seeded: bool
     cut: Cut
     over: bool = False
     said: str = field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        """Where nothing is drawn, seeds do not tell tickets apart."""
-        if self.sampling.greedy:
-            self.sampling, self.seeded = replace(self.sampling, seed=0), True
-
-    def goes_with(self, other: "Ticket") -> bool:
-        """Whether one batch can answer both.
-
-        Draws follow from seed, prompt and model. Two of the same prompt and model that share a seed that nobody asked
-        for would be the same answer twice.
-        """
-        alike = (self.sampling, self.seeded) == (other.sampling, other.seeded)
-        return alike and (self.seeded or self.asked != other.asked)
 
     def take(self, text: str) -> bool:
         """The next piece of the answer. Returns whether it ended with it, at a stop text."""

@@ -1,12 +1,10 @@
 """The thread that owns the models."""
 
 import logging
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 from dpo_lab.inference.api.orders import Ending, Ticket
 from dpo_lab.inference.api.problems import Problem
@@ -106,14 +104,13 @@ class Worker:
     def _together(self, ticket: Ticket, other: Ticket) -> bool:
         a, b = ticket.asked.name, other.asked.name
         shared = a == b or (self._mixes and not {a, b} & self.stage.wholes.keys())
-        return shared and ticket.goes_with(other)
+        return shared and ticket.sampling == other.sampling
 
     def _answer(self, batch: list[Ticket]) -> None:
-        first, begun = batch[0], time.monotonic()
-        sampling = first.sampling if first.seeded else replace(first.sampling, seed=secrets.randbits(62))
+        begun = time.monotonic()
         asked = [ticket.asked for ticket in batch]
         try:
-            made = answers(self.stage, asked, sampling, on_text=self._speaker(batch), stop=self._stop)
+            made = answers(self.stage, asked, batch[0].sampling, on_text=self._speaker(batch), stop=self._stop)
         except Exception as e:  # whatever it is: clients wait to hear of it, and the next batch may be well
             log.exception("no answer of %s", ", ".join(a.name for a in asked))
             for ticket in batch:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from dpo_lab.config.door_schema import Judge
+from dpo_lab.inference.talk.clean import printable
 from dpo_lab.runtime.errors import ConfigError, LabError
 
 LARGEST = 2**20  # bytes of a reply
@@ -105,9 +106,12 @@ class Endpoint:
         return self.clean(_content(raw), whole=True)
 
     def clean(self, text: str, *, whole: bool = False) -> str:
-        """The text without the key, which some servers repeat; cut to a line's length unless it is wanted as a whole."""
+        """The text without the key, which some servers repeat, and without what a terminal would obey.
+
+        It is cut to a line's length unless it is wanted as a whole.
+        """
         text = text.replace(self.key, "***") if len(self.key) > len("TIE") else text  # no key is that short
-        return text if whole else " ".join(text.split())[:QUOTED]
+        return text if whole else " ".join(printable(text).split())[:QUOTED]
 
     def _refused(self, e: HTTPError, messages: list[dict[str, str]]) -> str:
         """What an error's status means for this question and the others."""

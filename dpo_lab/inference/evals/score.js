@@ -219,6 +219,8 @@ async function start() {
   data = await unpacked();
   const counted = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
   $("facts").textContent = `${counted(data.pairs, "pair")} of ${counted(data.prompts, "prompt")} (${data.split}: ${visible(data.counts)}) · ${visible(data.model)} · measured against ${visible(data.reference.what)}`;
+  $("notes").textContent = data.notes.map(visible).join(" ");
+  $("notes").hidden = !data.notes.length;
   drawResults();
   drawComparisons();
   drawLengths();

@@ -15,9 +15,10 @@ from dpo_lab.inference.evals.compare import compare
 from dpo_lab.inference.evals.lengths import data_lengths
 from dpo_lab.inference.evals.measured import Yardstick, fill, model_for_kl, yardstick
 from dpo_lab.inference.evals.pairs import Scored, pairs_to_score
-from dpo_lab.inference.evals.place import Place, data_facts, open_place
+from dpo_lab.inference.evals.place import METRICS, RECORDS, Place, data_facts, open_place
 from dpo_lab.inference.evals.score_page import write_page
 from dpo_lab.inference.evals.score_report import Report, show
+from dpo_lab.inference.evals.seen import seen_by
 from dpo_lab.inference.evals.standing import Standing, of_reference, standing_of
 from dpo_lab.inference.references import reference_mode
 from dpo_lab.inference.scoring import Scorer
@@ -30,7 +31,7 @@ from dpo_lab.runtime.files import read_json, read_jsonl, short, write_json, writ
 from dpo_lab.runtime.terminal import Terminal
 
 log = logging.getLogger(__name__)
-METRICS, RECORDS, SCORES, PAGE = "metrics.json", "eval_pairs.jsonl", "scores.json", "report.html"
+SCORES, PAGE = "scores.json", "report.html"
 
 
 def score(
@@ -79,6 +80,7 @@ def score(
     measure = yardstick(stage, terminal)
     computed = fill(measure, stage, found.examples, terminal)
     log.info("reference ready: %d of %d pairs computed", computed, len(found.examples))
+    seen = {s.name: seen_by(config, s, found.examples, stage.template) for s in subjects}
     standings = []
     for subject in subjects:
         folder = place.of(subject)
@@ -98,6 +100,7 @@ def score(
         compared=compared,
         lengths=data_lengths(found.examples),
         found=found,
+        seen=seen,
         model=stage.start.located.name,
         seconds=time.monotonic() - begun,
     )

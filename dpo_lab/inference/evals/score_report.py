@@ -1,6 +1,6 @@
 """The scores of an evaluation: as JSON, and as a table in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from dpo_lab.inference.evals.compare import Compared, Estimate
 from dpo_lab.inference.evals.lengths import length_bias
 from dpo_lab.inference.evals.pairs import Scored
 from dpo_lab.inference.evals.place import Place
+from dpo_lab.inference.evals.seen import Seen
 from dpo_lab.inference.evals.standing import Standing
 from dpo_lab.runtime.files import short
 from dpo_lab.runtime.terminal import Terminal
@@ -40,6 +41,7 @@ class Report:
         compared: Compared,
         lengths: dict[str, Any],
         found: Scored,
+        seen: Mapping[str, Seen],
         seconds: float,
     ) -> "Report":
         """Put together what an evaluation found.
@@ -53,6 +55,7 @@ class Report:
             compared: how sure their scores and differences are.
             lengths: of prompts and answers.
             found: the pairs.
+            seen: of each result, how many of them it was trained on.
             seconds: that it took.
         """
         assert config.evaluate is not None
@@ -63,6 +66,7 @@ class Report:
                 "accuracy": asdict(compared.accuracy[standing.name]),
                 "margin": asdict(compared.margin[standing.name]),
                 "lengths": length_bias(standing),
+                "trained_on": seen[standing.name].pairs,
                 "metrics": standing.metrics,
             }
             for standing in standings
@@ -84,6 +88,7 @@ class Report:
             "results": results,
             "comparisons": [c.to_json() for c in compared.comparisons],
             "lengths": lengths,
+            "notes": [one.note for one in seen.values() if one.note],
         }
         return cls(content)
 
@@ -117,6 +122,8 @@ def show(content: dict[str, Any], folder: Path, terminal: Terminal) -> None:
         terminal.console.print(table)
         if len(rows) > MOST_COMPARED:
             terminal.say(f"{len(rows) - MOST_COMPARED} more comparisons are on the page.")
+    for note in content.get("notes", ()):
+        terminal.console.print(Text(note, style="bold yellow"), soft_wrap=True)
     terminal.say(f"Intervals: the middle 95 % of {content['resamples']:,} draws of the prompts.")
     place = short(folder)
     terminal.facts({"page": f"{place}/report.html", "numbers": f"{place}/scores.json"})

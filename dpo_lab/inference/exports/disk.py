@@ -26,12 +26,7 @@ def check_output(output: Path, *, overwrite: bool, used: Iterable[Path]) -> None
         ConfigError: there is something, or the folder would swallow what it is made of.
         OutputError: it cannot be written.
     """
-    for folder in used:
-        one, other = output.resolve(), folder.resolve()
-        if one == other or other.is_relative_to(one) or one.is_relative_to(other):
-            raise ConfigError(
-                f"output={output} and {folder}, which the export is made of, lie in one another. Choose another output."
-            )
+    check_apart(output, used, "the export is made of")
     if output.exists() or output.is_symlink():
         empty = output.is_dir() and not any(output.iterdir())
         if not empty and not overwrite:
@@ -45,6 +40,23 @@ def check_output(output: Path, *, overwrite: bool, used: Iterable[Path]) -> None
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         what = "no permission to write there" if parent.is_dir() else f"{parent} is no folder"
         raise OutputError(f"Cannot write output={output}: {what}. Choose another folder with output=FOLDER.")
+
+
+def check_apart(output: Path, used: Iterable[Path], what: str) -> None:
+    """Whether an output lies neither in what is read nor around it.
+
+    Args:
+        output: the folder that is written.
+        used: what is read.
+        what: it is, as words after "which".
+
+    Raises:
+        ConfigError: one lies in the other.
+    """
+    for path in used:
+        one, other = output.resolve(), path.resolve()
+        if one == other or other.is_relative_to(one) or one.is_relative_to(other):
+            raise ConfigError(f"output={output} and {path}, which {what}, lie in one another. Choose another output.")
 
 
 def check_room(output: Path, needed: int) -> None:

@@ -32,11 +32,16 @@ def hub_token(repository: str) -> str:
     return token
 
 
+class _Public(Exception):
+    """A repository that all can read."""
+
+
 def push(folder: Path, repository: str, token: str, *, private: bool) -> str:
     """Upload a folder; the repository is made where there is none. Returns where it is.
 
     Raises:
-        OutputError: the hub does not take it, or cannot be reached; the folder stays.
+        OutputError: the hub does not take it, cannot be reached, or has a public repository of the name where a private
+            one is asked for; the folder stays.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -44,7 +49,14 @@ def push(folder: Path, repository: str, token: str, *, private: bool) -> str:
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.repo_info(repository).private:  # one that was there stays as it was
+            raise _Public(repository)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by dpo_lab")
+    except _Public as e:
+        raise OutputError(
+            f"The export is in {folder}, and nothing was uploaded: {repository} exists and is public. Choose another name, "
+            "or export.private=false."
+        ) from e
     except Exception as e:  # whatever the network does, the advice is the same
         response = getattr(e, "response", None) if isinstance(e, HfHubHTTPError) else None
         code = getattr(response, "status_code", None)

@@ -41,19 +41,33 @@ def fit(messages: Sequence[Message], template: Template, room: int | None) -> tu
     [ids] = template.prompt_ids([messages])
     if room is None or len(ids) <= room:
         return list(messages), ids, 0
-    turns = [i for i, m in enumerate(messages) if m["role"] != "system"]
     least = len(ids)
-    for start in turns[1:]:
-        if messages[start]["role"] != "user":
+    turns = [i for i, m in enumerate(messages) if m["role"] != "system"]
+    starts = [start for start in turns[1:] if messages[start]["role"] == "user"]
+    found: tuple[list[Message], list[int], int] | None = None
+    low, high = 0, len(starts)
+    while low < high:  # the later it begins the shorter it is
+        middle = (low + high) // 2
+        shorter, ids = _begun_at(messages, starts[middle], template)
+        if ids is None:  # what is refused has no length: the next one that is not stands in for it
+            starts.pop(middle)
+            high -= 1
             continue
-        shorter = [m for i, m in enumerate(messages) if i >= start or m["role"] == "system"]
-        [ids] = template.try_prompt_ids([shorter])
-        if isinstance(ids, Refusal):
-            continue
-        if len(ids) <= room:
-            return shorter, ids, len(messages) - len(shorter)
         least = min(least, len(ids))
+        if len(ids) <= room:
+            found, high = (shorter, ids, len(messages) - len(shorter)), middle
+        else:
+            low = middle + 1
+    if found is not None:
+        return found
     raise ConfigError(
         f"The prompt has {least} tokens with its system message and no earlier turns; the model has room for {room} beside "
         "the answer. Shorten it, or lower generation.max_new_tokens."
     )
+
+
+def _begun_at(messages: Sequence[Message], start: int, template: Template) -> tuple[list[Message], list[int] | None]:
+    """The system messages and what follows from `start` on; no ids where the template does not take it."""
+    shorter = [m for i, m in enumerate(messages) if i >= start or m["role"] == "system"]
+    [ids] = template.try_prompt_ids([shorter])
+    return shorter, None if isinstance(ids, Refusal) else ids
