@@ -123,7 +123,8 @@ def _product(layer: nn.Linear) -> Product:
 
 def _adapted(layer: Any, names: Sequence[str | None]) -> Product:
     """The forward pass of a PEFT layer for a batch of these rows."""
-    base: Product = _product(layer.base_layer) if type(layer.base_layer) is nn.Linear else layer.base_layer
+    inner = layer.base_layer  # a module as `forward` would be a child, and never called
+    base: Product = _product(inner) if type(inner) is nn.Linear else inner.__call__
     used = [name for name in dict.fromkeys(names) if name is not None and name in layer.lora_A]
     if not used:
         return base

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from doors import door_config
-from tiny import FP64, SHAPE, byte_tokenizer, load_tiny, write_tiny_model
+from tiny import FP32, FP64, SHAPE, byte_tokenizer, load_tiny, write_tiny_model
 from torch import nn
 
 from dpo_lab.config.brought import REFERENCE, bring
@@ -18,6 +18,7 @@ from dpo_lab.inference.stage import Stage, load_stage
 from dpo_lab.inference.talk.asking import ask
 from dpo_lab.inference.talk.conversation import Conversation
 from dpo_lab.models.mixed import mixes
+from dpo_lab.models.precision import Precision
 from dpo_lab.runtime.errors import ConfigError
 from dpo_lab.runtime.terminal import Terminal
 
@@ -124,7 +125,7 @@ def test_padding_was_not_said() -> None:
 
 def test_a_penalised_answer_does_not_depend_on_batch_mates(model: Any, template: Template) -> None:
     [short, long] = ids_of(template, SHORT, LONG)
-    sampling = {"repetition_penalty": 1.5}
+    sampling = {"repetition_penalty": 5.0}
     [alone] = said(model, template, [short], **sampling)
     pad = next(token for token in alone if token > 2 and token not in short)
     template.tokenizer.pad_token_id = pad
@@ -154,7 +155,7 @@ def test_each_row_draws_by_its_own_seed(model: Any, template: Template) -> None:
 # Adapters that cannot share a batch
 
 
-def stage_of(model: Any, template: Template, *names: str) -> Stage:
+def stage_of(model: Any, template: Template, *names: str, precision: Precision = FP64) -> Stage:
     """A stage as far as answers look at it; the adapters are called result0, ..."""
     parts: Any = {
         "config": None,
@@ -163,7 +164,7 @@ def stage_of(model: Any, template: Template, *names: str) -> Stage:
         "passes": None,
     }
     device = torch.device("cpu")
-    return Stage(template=template, precision=FP64, device=device, model=model, wholes={}, **parts)
+    return Stage(template=template, precision=precision, device=device, model=model, wholes={}, **parts)
 
 
 def write_moe(folder: Path) -> Path:
@@ -184,7 +185,7 @@ def adapted(folder: Path, config: Any) -> Any:
     """The model of a folder with an adapter that has moved a good deal."""
     from peft import get_peft_model
 
-    model = get_peft_model(load_tiny(folder, FP64), config, adapter_name="result0")
+    model = get_peft_model(load_tiny(folder, FP32), config, adapter_name="result0")  # experts know no fp64
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "result0" in name and not isinstance(parameter, nn.ParameterDict):
@@ -219,7 +220,7 @@ def test_side_by_side_each_answers_as_peft_does_alone(tmp_path: Path, template: 
     model = adapted(folder, config)
     prompts = ids_of(template, SHORT, LONG, SHORT)
     names = [REFERENCE, "a", "a"]
-    stage = stage_of(model, template, "a")
+    stage = stage_of(model, template, "a", precision=FP32)
     assert mixes(model) is together
     assert not any(module._forward_pre_hooks for module in model.modules())
     made = answers(stage, [Asked(*row) for row in zip(names, prompts, strict=True)], Sampling(LENGTH))

@@ -60,5 +60,26 @@ def test_rows_are_as_alone(tmp_path: Path, family: str, lean: bool, bits: int | 
     assert {name: vars(m).get("forward") for name, m in model.named_modules()} == before
 
 
+@pytest.mark.parametrize("names", [[None, None], ["b", None], ["b", "b"]])
+@pytest.mark.parametrize("lean", [True, False])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_layers_that_no_row_has_an_adapter_on_are_the_bases(
+    tmp_path: Path, names: list[str | None], lean: bool, bits: int | None
+) -> None:
+    model = two_adapters(write_tiny_model(tmp_path / "m"), FP64 if bits is None else FP32, bits=bits)
+    if lean:
+        assert make_lean(model)
+    parts = {name for name, _ in model.named_modules()}
+    ids = torch.randint(4, 250, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        each = torch.cat([alone(model, name, ids[i : i + 1]) for i, name in enumerate(names)])
+        model.base_model.set_adapter("a", inference_mode=True)
+        with rows(model, names):
+            together = model.get_base_model()(ids).logits
+    tolerance = 1e-9 if bits is None else 1e-3
+    torch.testing.assert_close(together, each, rtol=tolerance, atol=tolerance)
+    assert {name for name, _ in model.named_modules()} == parts
+
+
 def test_dora_rows_are_not_mixed(tmp_path: Path) -> None:
     assert not mixes(two_adapters(write_tiny_model(tmp_path / "m"), use_dora=True))
