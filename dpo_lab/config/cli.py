@@ -17,7 +17,7 @@ from dpo_lab.config.names import did_you_mean
 from dpo_lab.config.overrides import Given, read
 from dpo_lab.config.paths import CONF_DIR
 from dpo_lab.config.sources import Sources
-from dpo_lab.config.sweeps import default_name, of_sweeps, with_study
+from dpo_lab.config.sweeps import default_name, of_sweeps, with_study, without_effect
 from dpo_lab.config.verify import verify
 
 
@@ -61,8 +61,8 @@ def read_command(argv: Sequence[str], primary: str = "train") -> Command:
     typed, unknown = with_study(typed, sources, multirun=multirun)
     problems += unknown
     given, unreadable = read(typed, sources, multirun=multirun)
-    if primary == "train" and not multirun:
-        problems += of_sweeps(given)
+    if primary == "train":
+        problems += without_effect(given) if multirun else of_sweeps(given)
     verdict = verify(given, sources)
     if problems := [*problems, *unreadable, *verdict.problems]:
         refuse(problems)

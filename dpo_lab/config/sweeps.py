@@ -91,3 +91,12 @@ def of_sweeps(given: Iterable[Given]) -> list[str]:
     """Words that mean nothing to a single run."""
     groups = ("launcher", "sweeper", "prune")
     return [f"{g.typed} is for sweeps. Drop it, or add --multirun." for g in given if g.key.partition(".")[0] in groups]
+
+
+def without_effect(given: Iterable[Given]) -> list[str]:
+    """Axes whose values would all be one and the same run."""
+    return [
+        f"{g.typed}: {g.key} changes no trial's result, so that all its values are one run. Give it one value."
+        for g in given
+        if g.swept and is_outside(g.key)
+    ]

@@ -20,7 +20,7 @@ def name(*words: str) -> str:
 
 def test_the_name_holds_the_swept_keys_and_a_hash():
     assert re.fullmatch(r"beta_lr-[0-9a-f]{8}", name("optim.lr=1e-4,5e-5", "loss.beta=0.1,0.2"))
-    assert re.fullmatch(r"loss_r-[0-9a-f]{8}", name("lora.r=8,16", "seed=3", "loss=dpo,ipo"))
+    assert re.fullmatch(r"r_loss-[0-9a-f]{8}", name("lora.r=8,16", "seed=3", "loss=dpo,ipo"))
     assert re.fullmatch(r"single-[0-9a-f]{8}", name("seed=3"))
 
 

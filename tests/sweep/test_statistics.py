@@ -172,6 +172,7 @@ def test_perfect_accuracy_is_not_certain(sweep):
 
 
 def test_one_setting_is_described(sweep):
+    write_book(sweep, {"seed": [0, 1, 2]})
     for seed in (0, 1, 2):
         write_trial(sweep, axes={"seed": seed}, margins=margins_of(60 + seed), prompts=PROMPTS)
     found = answer(load(sweep))
