@@ -46,7 +46,8 @@ class Sampling:
 class Repetition:
     """A logits processor that divides the logits of what a row holds already (Keskar et al., arXiv:1909.05858).
 
-    transformers' own takes padding for something that was said, so that an answer would depend on its batch mates.
+    transformers' own takes padding for something that was said (at 5.17; at 5.23 no longer), and an answer would depend
+    on its batch mates.
 
     Attributes:
         penalty: positive logits are divided by it, negative ones multiplied.

@@ -23,6 +23,7 @@ from dpo_lab.runtime.terminal import Terminal
 
 HERE = Path(__file__).parent
 MOST_BESIDE = 2  # results that have a column of differences in the terminal; the page has all
+BENEATH = f"Second lines: less the {REFERENCE}'s, in blue where the interval leaves out 0."
 # Key -> (what it is called, a note on it, digits, whether it is a share).
 NUMBERS = {
     "bleu4": ("BLEU-4", "of all answers against the chosen ones, 0 to 100", 2, False),
@@ -83,7 +84,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     found.append(f"Answers: {how}, at most {g['max_new_tokens']} tokens.")
     if result["differences"]:
         found.append(
-            f"Differences in brackets: the middle 95 % of {result['resamples']:,} draws of the prompts, "
+            f"In brackets: the middle 95 % of {result['resamples']:,} draws of the prompts, "
             "the same ones for all models."
         )
     if result["turns_cut"]:
@@ -142,7 +143,9 @@ def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRow],
         "title": html.escape(f"Answers: {result['title']}"),
         "css": (HERE / "predict.css").read_text(encoding="utf-8"),
         "js": (HERE / "predict.js").read_text(encoding="utf-8"),
-        "notes": "".join(f"<p>{html.escape(line)}</p>" for line in notes(result)),
+        "notes": "".join(
+            f"<p>{html.escape(line)}</p>" for line in [*notes(result), *([BENEATH] if result["differences"] else [])]
+        ),
         "table": _table(result),
         "data": base64.b64encode(packed).decode(),
     }
