@@ -127,7 +127,7 @@ def test_a_penalised_answer_does_not_depend_on_batch_mates(model: Any, template:
     from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
     [short, long] = ids_of(template, SHORT, LONG)
-    sampling = {"repetition_penalty": 5.0}
+    sampling: dict[str, Any] = {"repetition_penalty": 5.0}
     [alone] = said(model, template, [short], **sampling)
     pad = template.tokenizer.pad_token_id = alone[0]
     assert pad not in short
@@ -142,7 +142,7 @@ def test_a_penalised_answer_does_not_depend_on_batch_mates(model: Any, template:
 
 def test_each_row_draws_by_its_own_seed(model: Any, template: Template) -> None:
     [ids] = ids_of(template, SHORT)
-    sampling = {"temperature": 1.5}
+    sampling: dict[str, Any] = {"temperature": 1.5}
     alone = {seed: said(model, template, [ids], **sampling, seed=seed)[0] for seed in (1, 2)}
     assert alone[1] != alone[2]
     found = generate(

@@ -464,7 +464,8 @@ def by_peft(folder: Path, base: Path, **settings: Any) -> Path:
     """The same from PEFT alone."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **({"target_modules": ["q_proj"]} | settings))
+    given: dict[str, Any] = {"target_modules": ["q_proj"]} | settings
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **given)
     policy: Any = get_peft_model(load_tiny(base), config)
     shake(policy)
     policy.save_pretrained(folder)
@@ -550,6 +551,6 @@ def test_kinds_that_the_lab_does_not_compute_are_refused(tiny_model: Path, tmp_p
     from peft import IA3Config, get_peft_model
 
     config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM")  # type: ignore[arg-type]
-    get_peft_model(load_tiny(tiny_model), config).save_pretrained(tmp_path)
+    get_peft_model(load_tiny(tiny_model), config).save_pretrained(str(tmp_path))
     with pytest.raises(ModelError, match=r"of the kind IA3\. Supported are"):
         attached_adapter(load_tiny(tiny_model), tmp_path)
