@@ -185,7 +185,6 @@ def test_the_numbers_are_of_the_answers(done):
 
 def test_every_number_of_the_answers_is_within_its_interval(done):
     result = read_json(done[0] / RESULT)
-    first, second = result["metrics"].values()
     for name, metrics in result["metrics"].items():
         intervals = result["intervals"][name]
         assert set(metrics) - set(intervals) == {"distinct1", "distinct2", "tokens_per_second"}
@@ -193,9 +192,11 @@ def test_every_number_of_the_answers_is_within_its_interval(done):
             assert found["value"] == metrics[key]
             if key != "bleu4":  # of few short answers: the smoothing makes its draws lean to one side
                 assert found["low"] <= found["value"] <= found["high"], (name, key)
-    [apart] = result["differences"].values()
-    for key, found in apart.items():
-        assert found["value"] == pytest.approx(second[key] - first[key])
+    first = result["metrics"][REFERENCE]
+    assert set(result["differences"]) == set(result["metrics"]) - {REFERENCE}
+    for name, apart in result["differences"].items():
+        for key, found in apart.items():
+            assert found["value"] == pytest.approx(result["metrics"][name][key] - first[key])
 
 
 def test_perplexity_is_that_of_transformers(asked, done):
