@@ -100,7 +100,7 @@ class Child:
         while self.alive:
             if time.monotonic() > deadline:
                 self.kill(signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+                self.code = _shell_code(os.waitpid(self.pid, 0)[1])
                 raise TimeoutError(f"still running after {seconds:.0f} s:\n{self.text}")
             time.sleep(0.01)
         assert self.code is not None

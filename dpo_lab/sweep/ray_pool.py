@@ -103,6 +103,7 @@ class RayPool:
 
 def _connect(address: str | None, cpus: int) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: a trial would wait for whatever else runs here
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or trials without num_gpus would see no GPU
     try:
         import ray  # pyright: ignore[reportMissingImports]

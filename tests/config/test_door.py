@@ -178,7 +178,10 @@ SWEEPS: list[Case] = [
     ),
     (["-m", "hydra.verbose=true,false"], ["cannot be swept"]),
     (["-m", "trainer.microbatch_tokens=256,512"], ["trainer.microbatch_tokens changes no trial's result"]),
-    (["-m", "trainer.compile=true,false", "sweeper=optuna", "sweeper.trials=4"], ["trainer.compile changes no trial's"]),
+    (
+        ["-m", "trainer.compile=true,false", "sweeper=optuna", "sweeper.trials=4"],
+        ["trainer.compile changes no trial's"],
+    ),
 ]
 ALONE = [*GRAMMAR, *RULES, *TOGETHER, *SWEEPS]
 
